@@ -1,0 +1,133 @@
+"""Writing fp32 results back to 16-bit weights, by nearest or by stochastic rounding.
+
+bf16 has 8 bits of precision: rounded to nearest, an update below half a unit in the last place is lost, which at LOMO's
+clip 1.0 and rate 3e-2 is about 99 % of it. Stochastic rounding (arXiv 2010.06192) goes up with the probability of the
+part cut off, so that the expected weight is the fp32 one.
+
+The noise costs no generator: a fixed pool of permutations of 0..65535 is read at an offset hashed from
+(seed, step, parameter, block of the flat index). Each value occurs equally often in the pool and the offset is uniform,
+so each element's noise is exactly uniform; it depends on the element's global place alone, hence not on shards, threads
+or earlier steps. Measured on CPU: 8 ms per 10 M elements against 107 ms for `randint` noise.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lomo_core.seeding import mix
+
+Rounding = Literal["stochastic", "nearest"]
+
+# Elements that share one offset into the pool, and the size of the fp32 scratch: the fastest of 2^14..2^19 on CPU.
+# It is part of the result: another size gives another (equally good) noise.
+BLOCK = 1 << 18
+# 16 bits are cut from an fp32 number to make a bf16 one.
+_VALUES = 1 << 16
+_NUM_PERMUTATIONS = 16
+# The largest sum whose upper half is still a nan when noise is added: a nan of all ones would wrap round to zero.
+_NAN_LIMIT = 0x7FFF0000
+
+
+class NoisePool:
+    """Balanced noise for stochastic rounding on one device: int32 [pool + BLOCK], about 5 MB."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        pool = torch.cat([_permutation(seed, index) for index in range(_NUM_PERMUTATIONS)])
+        self._size = pool.numel()
+        self._seed = seed
+        self._pool = torch.cat([pool, pool[:BLOCK]]).to(device)
+
+    def add_(self, value: Tensor, *, step: int, parameter: int, start: int) -> None:
+        """Add the noise to the bits of `value` (fp32 [n], contiguous, within one block) and cut it to bf16's precision.
+
+        `start` is the global flat index of `value[0]`; `parameter` a number that no other parameter has.
+        """
+        block, inside = divmod(start, BLOCK)
+        offset = mix(self._seed, step, parameter, block) % self._size + inside
+        noise = self._pool[offset : offset + value.numel()]
+        value.view(torch.int32).clamp_(max=_NAN_LIMIT).add_(noise).bitwise_and_(-_VALUES)
+
+
+class Workspace:
+    """What updates on one device share: fp32 scratch of a block each, and the pool of noise (None: round to nearest).
+
+    The scratch is explicit because an operation on mixed dtypes would allocate an fp32 temporary for every call.
+    """
+
+    def __init__(self, device: torch.device, *, rounding: Rounding, seed: int) -> None:
+        self.pool = NoisePool(seed, device) if rounding == "stochastic" else None
+        self._device = device
+        self._buffers: dict[str, Tensor] = {}
+
+    def buffer(self, name: str, numel: int) -> Tensor:
+        """The scratch of that name: fp32 [numel], uninitialised; grows beyond a block only for rows longer than one."""
+        found = self._buffers.get(name)
+        if found is None or found.numel() < numel:
+            found = torch.empty(max(numel, BLOCK), device=self._device)
+            self._buffers[name] = found
+        return found[:numel]
+
+
+class Writer:
+    """Reads one parameter's weights as fp32 and writes them back, block by block."""
+
+    def __init__(self, workspace: Workspace, *, step: int, parameter: int) -> None:
+        self.workspace = workspace
+        self._step = step
+        self._parameter = parameter
+
+    def load(self, weight: Tensor) -> Tensor:
+        """The weights as fp32 [n]: themselves where they are fp32, else a copy in scratch."""
+        if weight.dtype == torch.float32:
+            return weight
+        return self.workspace.buffer("weight", weight.numel()).copy_(weight)
+
+    def store(self, weight: Tensor, value: Tensor, *, start: int) -> None:
+        """Write `value` (fp32 [n], from `load`; destroyed) to `weight` [n], whose first global flat index is `start`."""
+        if value is weight:
+            return
+        pool = self.workspace.pool
+        if pool is not None:
+            for at, size in _within_blocks(start, value.numel()):
+                part = value[at : at + size]
+                pool.add_(part, step=self._step, parameter=self._parameter, start=start + at)
+        weight.copy_(value)
+
+
+def check_rounding(rounding: str, dtype: torch.dtype) -> None:
+    """Refuse a way of rounding that this dtype has no implementation of.
+
+    Raises:
+        ValueError: unknown rounding, or weights that are neither fp32 nor bf16.
+    """
+    if rounding not in ("stochastic", "nearest"):
+        raise ValueError(f"rounding must be 'stochastic' or 'nearest', not {rounding!r}")
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"weights must be float32 or bfloat16, not {dtype}: convert the model with model.to(...)")
+
+
+def _within_blocks(start: int, numel: int) -> list[tuple[int, int]]:
+    """Cut `numel` elements from flat index `start` on into (offset, size) that do not cross a block's border."""
+    parts, done = [], 0
+    while done < numel:
+        size = min(BLOCK - (start + done) % BLOCK, numel - done)
+        parts.append((done, size))
+        done += size
+    return parts
+
+
+def _permutation(seed: int, index: int) -> Tensor:
+    """A permutation of 0..65535, int32: rounds of (xor, odd multiply, xor-shift), each a bijection of 16 bits.
+
+    Made by hand because `torch.randperm` may change between versions, and with it every resumed run.
+    """
+    x = torch.arange(_VALUES, dtype=torch.int32)
+    for round_ in range(4):
+        key = mix(seed, index, round_)
+        x = x.bitwise_xor(key & 0xFFFF)
+        x = (x * (((key >> 16) & 0x7FFF) | 1)).bitwise_and_(0xFFFF)
+        x = x.bitwise_xor(x >> (5 + round_))
+    return x
