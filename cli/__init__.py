@@ -1,0 +1,1 @@
+"""The `lomo` command: a client of the HTTP API."""

@@ -1,0 +1,79 @@
+"""Models by name. A base model is the name of a folder under one of the configured roots, or a tuned model's name, or,
+where allowed, an id of the Hugging Face hub. A request never holds a path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs import reads
+from jobs.db import Database
+from jobs.errors import InvalidRequestError
+from jobs.settings import JobsSettings
+
+_NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?$", re.ASCII)
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model's files come from: a folder here, or (exactly one of the two) the hub."""
+
+    path: Path | None = None
+    hub_id: str | None = None
+
+
+def resolve_model(db: Database, settings: JobsSettings, *, organization_id: str, name: str) -> ModelSource:
+    """Find the model that a request names.
+
+    Raises:
+        InvalidRequestError: no such model (`model_not_found`), or its folder holds no model (`invalid_model`).
+    """
+    if name.startswith("ft:"):
+        tuned = reads.find_model(db, organization_id=organization_id, model_id=name)
+        if tuned is not None:
+            return ModelSource(path=settings.data_dir / tuned.path)
+    elif _NAME.match(name) and ".." not in name:
+        for root in settings.base_model_roots:
+            folder = (root / name).resolve()
+            if folder.is_dir() and folder.is_relative_to(root.resolve()):
+                _check_folder(folder, name)
+                return ModelSource(path=folder)
+        if settings.allow_hub_downloads and _HUB_ID.match(name):
+            return ModelSource(hub_id=name)
+    raise InvalidRequestError(
+        f"The model {name!r} does not exist. GET /v1/models lists the models of this server.",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def base_models(settings: JobsSettings) -> Iterator[tuple[str, Path]]:
+    """Every base model by name, the first root winning where two hold the same name."""
+    seen: set[str] = set()
+    for root in settings.base_model_roots:
+        if not root.is_dir():
+            continue
+        for config in sorted((*root.glob("*/config.json"), *root.glob("*/*/config.json"))):
+            name = config.parent.relative_to(root).as_posix()
+            if name not in seen and _NAME.match(name):
+                seen.add(name)
+                yield name, config.parent
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    """Refuse a folder that cannot be a model; the engine looks closer before it loads anything."""
+    missing = None
+    if not (folder / "config.json").is_file():
+        missing = "config.json"
+    elif not any(folder.glob("*.safetensors")):
+        missing = "weights in *.safetensors"
+    if missing is not None:
+        raise InvalidRequestError(
+            f"The folder of the model {name!r} holds no {missing}: put a complete Hugging Face model folder there.",
+            code="invalid_model",
+            param="model",
+        )

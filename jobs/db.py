@@ -1,0 +1,51 @@
+"""The connection to Postgres, and the only place that commits.
+
+A transaction is opened at the edge (one request, one lifecycle call) and never held across a subprocess, a network
+call or a file copy. Timeouts bound every wait, so that a hung database becomes an error and not a hung service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session, sessionmaker
+
+# Seconds to connect; milliseconds for one statement, for a lock, and for a transaction left idle. A heartbeat is due
+# every 10 s, so a statement that takes longer than 5 s is of no use to anybody.
+_CONNECT_TIMEOUT_S = 3
+_SESSION_OPTIONS = "-c statement_timeout=5000 -c lock_timeout=2000 -c idle_in_transaction_session_timeout=30000"
+
+
+class Database:
+    """A pool of connections; `transaction()` commits at its end, `read()` never does."""
+
+    def __init__(self, url: str, *, pool_size: int = 5) -> None:
+        self.url = url
+        self._engine = create_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=5,
+            pool_timeout=5,
+            # After a restart of Postgres the pool's connections are dead: test each before use.
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "options": _SESSION_OPTIONS},
+        )
+        self._sessions = sessionmaker(self._engine, expire_on_commit=False)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A session whose work is committed when the block ends, and rolled back when it raises."""
+        with self._sessions() as session, session.begin():
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session for reading: nothing is committed."""
+        with self._sessions() as session:
+            yield session
+
+    def dispose(self) -> None:
+        """Close every connection of the pool."""
+        self._engine.dispose()

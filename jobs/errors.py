@@ -1,0 +1,52 @@
+"""Errors of the domain. The texts are for people; `code` is stable; HTTP is known to `server/errors.py` alone.
+
+JobsError
+  NotFoundError            no such job, file, model or checkpoint (or another organization's)
+  InvalidRequestError      a value is wrong: `param` says which
+  InvalidStateError        the job's status does not allow it
+  LeaseLostError           the writer's lease is gone: it must kill its engine and write nothing more
+"""
+
+from __future__ import annotations
+
+
+class JobsError(Exception):
+    """Base of the domain's errors: `code` in snake case, `param` the request field at fault or None."""
+
+    code = "jobs_error"
+
+    def __init__(self, message: str, *, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class NotFoundError(JobsError):
+    """No such object for this caller."""
+
+    code = "not_found"
+
+
+class InvalidRequestError(JobsError):
+    """The request holds a value that cannot be used."""
+
+    code = "invalid_value"
+
+
+class InvalidStateError(JobsError):
+    """The object's present state does not allow the change."""
+
+    code = "invalid_state"
+
+
+class LeaseLostError(JobsError):
+    """A guarded write touched no row: the job was reaped, claimed by another worker or ended."""
+
+    code = "lease_lost"
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        super().__init__(f"attempt {attempt} of {job_id} no longer holds the lease")
+        self.job_id = job_id
+        self.attempt = attempt

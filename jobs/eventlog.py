@@ -1,0 +1,239 @@
+"""From the engine's journal to Postgres: events, metrics, evaluations and checkpoints, in batches, each line once.
+
+A batch is one transaction under the job's lease. `attempts.shipped_lines` says how far an attempt's journal is in the
+database; a line below it is skipped, so that shipping twice is harmless, whoever does it: the attempt's own worker, or
+the next attempt's, which first ships what a killed worker left in the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from jobs.db import Database
+from jobs.ids import new_checkpoint_id
+from jobs.models import Attempt, Checkpoint, Evaluation, Job, Metric
+from jobs.repository import Lease, NewEvent, append_events, lock_leased
+from lomo_core import events as engine
+
+NumberedLine = tuple[int, engine.JournalLine]
+
+# Postgres text cannot hold NUL; a log line must not be lost for it.
+_NUL_REPLACEMENT = "�"
+# A message is for reading: one that is longer was not written for people (64 KiB, as the log view cuts too).
+_MAX_MESSAGE_CHARS = 65_536
+
+
+def shipped_lines(db: Database, *, job_id: str, attempt: int) -> int:
+    """How many lines of an attempt's journal are in the database."""
+    with db.read() as session:
+        return (
+            session.scalar(select(Attempt.shipped_lines).where(Attempt.job_id == job_id, Attempt.number == attempt))
+            or 0
+        )
+
+
+def ship(
+    db: Database, lease: Lease, lines: Sequence[NumberedLine], *, attempt: int, relative: Callable[[str], str]
+) -> int:
+    """Write journal lines of `attempt` (the lease's own, or an earlier one of the same job), in order.
+
+    `relative` turns an engine's absolute path into one relative to the data folder. Returns how many were new.
+
+    Raises:
+        LeaseLostError: the lease is gone; nothing was written.
+    """
+    with db.transaction() as session:
+        job = lock_leased(session, lease)
+        done: int = session.scalars(
+            select(Attempt.shipped_lines).where(Attempt.job_id == job.id, Attempt.number == attempt).with_for_update()
+        ).one()
+        new = [(number, line) for number, line in lines if number >= done]
+        if not new:
+            return 0
+        assert new[0][0] == done, f"journal line {done} is missing: got {new[0][0]}"
+        append_events(session, job.id, attempt, [_event(number, line) for number, line in new])
+        _write_metrics(session, job.id, attempt, new)
+        _write_evaluations(session, job.id, new)
+        _write_checkpoints(session, job.id, attempt, new, relative)
+        _write_figures(session, job, new)
+        session.execute(
+            update(Attempt)
+            .where(Attempt.job_id == job.id, Attempt.number == attempt)
+            .values(shipped_lines=new[-1][0] + 1)
+        )
+        return len(new)
+
+
+def _event(number: int, line: engine.JournalLine) -> NewEvent:
+    """An engine's event in the API's words."""
+    event = line.event
+    level, kind, data = "info", "message", None
+    match event:
+        case engine.Message():
+            level, message = event.level, event.message
+        case engine.Started():
+            message = (
+                f"Training {event.num_parameters:,} parameters on {event.device}: {event.num_train_rows:,} rows, "
+                f"{event.total_steps:,} steps"
+            ) + (f", from step {event.step:,}" if event.step else "")
+            data = asdict(event)
+        case engine.Step():
+            kind, message = "metrics", f"Step {event.step}/{event.total_steps}: training loss={event.loss:.2f}"
+            data = {**asdict(event), "train_loss": event.loss, "train_mean_token_accuracy": event.mean_token_accuracy}
+        case engine.Evaluation():
+            kind, message, data = "metrics", _evaluation_message(event), asdict(event)
+        case engine.Checkpoint():
+            message = f"Checkpoint created at step {event.step}"
+            data = {"step": event.step, "bytes": event.num_bytes, "manifest_sha256": event.manifest_sha256}
+        case engine.Finished():
+            message = f"Model written after {event.seconds:.0f} s, weights sha256 {event.weights_sha256[:12]}"
+            data = {"step": event.step, "weights_sha256": event.weights_sha256, "peak_bytes": event.peak_bytes}
+        case engine.Failed():
+            level, message = "error", event.message
+            data = {"code": event.code, "param": event.param}
+    return NewEvent(
+        message=message.replace("\0", _NUL_REPLACEMENT)[:_MAX_MESSAGE_CHARS],
+        level=level,
+        type=kind,
+        data=_json(data) if data is not None else None,
+        line=number,
+        created_at=_when(line),
+    )
+
+
+def _evaluation_message(event: engine.Evaluation) -> str:
+    parts = [
+        f"{name}={value:.3f}"
+        for name, value in (
+            ("loss", event.valid_loss),
+            ("token accuracy", event.valid_mean_token_accuracy),
+            ("choice accuracy", event.choice_accuracy),
+        )
+        if value is not None
+    ]
+    return f"Evaluation at step {event.step} on {event.num_rows:,} rows: {', '.join(parts)}"
+
+
+def _write_metrics(session: Session, job_id: str, attempt: int, lines: Sequence[NumberedLine]) -> None:
+    rows = {
+        line.event.step: {
+            "job_id": job_id,
+            "step": line.event.step,
+            "attempt": attempt,
+            "created_at": _when(line),
+            "epoch": line.event.epoch,
+            "loss": _finite(line.event.loss),
+            "mean_token_accuracy": line.event.mean_token_accuracy,
+            "learning_rate": line.event.learning_rate,
+            "grad_norm": line.event.grad_norm,
+            "tokens_per_s": line.event.tokens_per_s,
+            "step_s": line.event.step_s,
+            **asdict(line.event.memory),
+        }
+        for _, line in lines
+        if isinstance(line.event, engine.Step)
+    }
+    _replace(session, Metric, list(rows.values()), keys=("job_id", "step"))
+
+
+def _write_evaluations(session: Session, job_id: str, lines: Sequence[NumberedLine]) -> None:
+    rows = {
+        line.event.step: {
+            "job_id": job_id,
+            "step": line.event.step,
+            "created_at": _when(line),
+            "num_rows": line.event.num_rows,
+            "valid_loss": line.event.valid_loss,
+            "valid_mean_token_accuracy": line.event.valid_mean_token_accuracy,
+            "choice_accuracy": line.event.choice_accuracy,
+        }
+        for _, line in lines
+        if isinstance(line.event, engine.Evaluation)
+    }
+    _replace(session, Evaluation, list(rows.values()), keys=("job_id", "step"))
+
+
+def _write_checkpoints(
+    session: Session, job_id: str, attempt: int, lines: Sequence[NumberedLine], relative: Callable[[str], str]
+) -> None:
+    rows = [
+        {
+            "id": new_checkpoint_id(),
+            "job_id": job_id,
+            "attempt": attempt,
+            "step": line.event.step,
+            "path": relative(line.event.path),
+            "manifest_sha256": line.event.manifest_sha256,
+            "num_bytes": line.event.num_bytes,
+            "train_loss": line.event.train_loss,
+            "valid_loss": line.event.valid_loss,
+            "created_at": _when(line),
+        }
+        for _, line in lines
+        if isinstance(line.event, engine.Checkpoint)
+    ]
+    _replace(session, Checkpoint, rows, keys=("job_id", "step"), keep=("id",))
+
+
+def _replace(
+    session: Session, table: type[Any], rows: list[dict[str, Any]], *, keys: tuple[str, ...], keep: tuple[str, ...] = ()
+) -> None:
+    """Insert rows; where one with the same keys stands (a step repeated after a resume), the new one wins."""
+    if not rows:
+        return
+    statement = upsert(table)
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in (*keys, *keep)}
+    session.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=changed), rows)
+
+
+def _write_figures(session: Session, job: Job, lines: Sequence[NumberedLine]) -> None:
+    """Bring the latest figures of the run to the job's row, from where lists and pages read them."""
+    values: dict[str, Any] = {}
+    peak = (job.memory or {}).get("peak_bytes", 0)
+    for _, line in lines:
+        event = line.event
+        if isinstance(event, engine.Started):
+            values |= {"run": asdict(event), "step": event.step, "total_steps": event.total_steps}
+        elif isinstance(event, engine.Step):
+            values |= {
+                "step": event.step,
+                "total_steps": event.total_steps,
+                "loss": _finite(event.loss),
+                "tokens_per_s": event.tokens_per_s,
+                "trained_tokens": event.num_trained_tokens,
+                "step_at": _when(line),
+            }
+            if event.memory.peak_bytes > peak:
+                peak = event.memory.peak_bytes
+                values["memory"] = asdict(event.memory)
+    if values:
+        session.execute(update(Job).where(Job.id == job.id).values(**values))
+
+
+def _json(data: dict[str, Any]) -> dict[str, Any]:
+    """Replace what jsonb cannot hold: non-finite floats by None, NUL in strings."""
+    clean: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, float):
+            clean[key] = _finite(value)
+        elif isinstance(value, str):
+            clean[key] = value.replace("\0", _NUL_REPLACEMENT)
+        else:
+            clean[key] = _json(value) if isinstance(value, dict) else value
+    return clean
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _when(line: engine.JournalLine) -> datetime:
+    return datetime.fromtimestamp(line.time, UTC)

@@ -1,0 +1,46 @@
+"""Identifiers of the API: a prefix that tells the kind, and 96 random bits; ids of events are derived.
+
+An event's id is made of its job's id and its sequence number, so that it needs no column and no lookup.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+_RANDOM_BYTES = 12  # 96 bits: no collision to be expected below 2^48 ids
+_EVENT_ID = re.compile(r"^ftevent-([0-9a-f]{24})-(\d{1,18})$")
+
+
+def new_job_id() -> str:
+    """`ftjob-` and 24 hexadecimal digits."""
+    return f"ftjob-{secrets.token_hex(_RANDOM_BYTES)}"
+
+
+def new_file_id() -> str:
+    """`file-` and 24 hexadecimal digits."""
+    return f"file-{secrets.token_hex(_RANDOM_BYTES)}"
+
+
+def new_checkpoint_id() -> str:
+    """`ftckpt_` and 24 hexadecimal digits."""
+    return f"ftckpt_{secrets.token_hex(_RANDOM_BYTES)}"
+
+
+def event_id(job_id: str, seq: int) -> str:
+    """The API's id of one event of a job."""
+    return f"ftevent-{job_id.removeprefix('ftjob-')}-{seq}"
+
+
+def parse_event_id(job_id: str, text: str) -> int | None:
+    """The sequence number in an event's id, or None where it is not an event of this job."""
+    match = _EVENT_ID.match(text)
+    if match is None or f"ftjob-{match[1]}" != job_id:
+        return None
+    return int(match[2])
+
+
+def tuned_model_id(*, base_model: str, suffix: str | None, job_id: str) -> str:
+    """OpenAI's form: `ft:<base>:<organization>:<suffix>:<8 characters>`; the organization part is left empty here."""
+    base = base_model.split(":")[1] if base_model.startswith("ft:") else base_model
+    return f"ft:{base}::{suffix or ''}:{job_id.removeprefix('ftjob-')[:8]}"

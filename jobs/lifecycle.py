@@ -1,0 +1,426 @@
+"""How a job changes: the only writer of status and lease. Each function is one transaction, its event included.
+
+A worker's right to a running job is its lease: `claim` gives a fresh token, every later write names it, and a write
+that touches no row raises `LeaseLostError`, upon which the worker kills its engine and writes nothing more. Time is
+the database's alone. What a lost message or a lost worker leaves behind, `reap` finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from jobs.db import Database
+from jobs.errors import InvalidStateError, NotFoundError
+from jobs.ids import new_job_id, tuned_model_id
+from jobs.models import Attempt, Host, Job, ReaperState, TunedModel
+from jobs.repository import Lease, NewEvent, append_events, lock_leased
+from jobs.spec import JobSpec
+from jobs.status import TERMINAL, TRANSITIONS, JobStatus
+
+# One reaper at a time, whatever number of beats and workers there is; the number only has to be nobody else's.
+_REAPER_LOCK = 0x10_0D_0001
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A job as handed to a worker: what to do, and the lease to do it under."""
+
+    lease: Lease
+    organization_id: str
+    spec: JobSpec
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What users asked of a running job, as seen at a renewal of its lease."""
+
+    cancel: bool
+    pause: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFailure:
+    """Why a job failed; becomes the job's `error`."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+    def as_dict(self) -> dict[str, str | None]:
+        """The three keys of the API's error object."""
+        return {"code": self.code, "message": self.message, "param": self.param}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often a job whose engine or worker died is tried again, and after which wait (doubling)."""
+
+    max_failures: int
+    backoff_s: float
+
+    def wait_s(self, failures: int) -> float:
+        """Seconds to wait after the `failures`-th failure (1-based)."""
+        return self.backoff_s * float(2 ** (failures - 1))
+
+
+def submit(
+    db: Database, *, spec: JobSpec, organization_id: str, api_key_id: str | None, metadata: dict[str, str]
+) -> Job:
+    """Queue a job. The caller rings the doorbell (`dispatch.ring`) afterwards, never before the commit."""
+    with db.transaction() as session:
+        job = Job(
+            id=new_job_id(),
+            organization_id=organization_id,
+            api_key_id=api_key_id,
+            status=JobStatus.QUEUED,
+            spec=spec.model_dump(mode="json"),
+            metadata_=metadata,
+            priority=spec.lomo.priority,
+        )
+        session.add(job)
+        session.flush()
+        append_events(
+            session,
+            job.id,
+            0,
+            [
+                NewEvent(message=f"Created fine-tuning job: {job.id}"),
+                NewEvent(message="Queued.", status=JobStatus.QUEUED),
+            ],
+        )
+        session.refresh(job)
+        return job
+
+
+def claim(db: Database, *, owner: str, lease_s: float) -> Claim | None:
+    """Take the best queued job: by priority, then fairness between organizations, then age. None if there is none.
+
+    `owner` is `<host>/<incarnation>`. A second claimer skips the locked row, so nobody waits and nobody shares.
+    """
+    running = (
+        select(Job.organization_id, func.count().label("num_running"))
+        .where(Job.status == JobStatus.RUNNING)
+        .group_by(Job.organization_id)
+        .subquery()
+    )
+    candidate = (
+        select(Job.id)
+        .outerjoin(running, running.c.organization_id == Job.organization_id)
+        .where(Job.status == JobStatus.QUEUED, Job.run_after <= func.now())
+        .order_by(Job.priority.desc(), func.coalesce(running.c.num_running, 0), Job.created_at, Job.id)
+        .limit(1)
+        .with_for_update(of=Job, skip_locked=True)
+    )
+    with db.transaction() as session:
+        job_id = session.scalar(candidate)
+        if job_id is None:
+            return None
+        job = session.execute(
+            update(Job)
+            .where(Job.id == job_id)
+            .values(
+                status=JobStatus.RUNNING,
+                attempt=Job.attempt + 1,
+                lease_token=func.gen_random_uuid(),
+                lease_expires_at=_after(lease_s),
+                lease_owner=owner,
+                started_at=func.coalesce(Job.started_at, func.now()),
+            )
+            .returning(Job)
+        ).scalar_one()
+        session.add(Attempt(job_id=job.id, number=job.attempt, owner=owner))
+        host = owner.partition("/")[0]
+        message = "Fine-tuning job started" if job.attempt == 1 else f"Attempt {job.attempt} started"
+        append_events(
+            session, job.id, job.attempt, [NewEvent(message=f"{message} on {host}.", status=JobStatus.RUNNING)]
+        )
+        assert job.lease_token is not None
+        return Claim(
+            lease=Lease(job.id, job.attempt, job.lease_token),
+            organization_id=job.organization_id,
+            spec=JobSpec.model_validate(job.spec),
+            failures=job.failures,
+        )
+
+
+def renew(db: Database, lease: Lease, *, lease_s: float) -> Requests:
+    """Keep a lease alive and learn what was asked of the job.
+
+    Raises:
+        LeaseLostError: somebody else may own the job by now.
+    """
+    with db.transaction() as session:
+        job = lock_leased(session, lease)
+        session.execute(update(Job).where(Job.id == job.id).values(lease_expires_at=_after(lease_s)))
+        return Requests(cancel=job.cancel_requested_at is not None, pause=job.pause_requested_at is not None)
+
+
+def say(db: Database, lease: Lease, message: str, *, level: str = "info") -> None:
+    """Append a message of the worker's own to a running job's events.
+
+    Raises:
+        LeaseLostError: see `renew`.
+    """
+    with db.transaction() as session:
+        lock_leased(session, lease)
+        append_events(session, lease.job_id, lease.attempt, [NewEvent(message=message, level=level)])
+
+
+def succeed(db: Database, lease: Lease, *, model_path: str, weights_sha256: str, trained_tokens: int) -> str:
+    """End a job well and publish its model; `model_path` is relative to the data folder. Returns the model's name.
+
+    Success wins over a late cancel: the work is done.
+
+    Raises:
+        LeaseLostError: see `renew`.
+    """
+    with db.transaction() as session:
+        job = lock_leased(session, lease)
+        spec = JobSpec.model_validate(job.spec)
+        name = tuned_model_id(base_model=spec.model, suffix=spec.suffix, job_id=job.id)
+        session.add(
+            TunedModel(
+                id=name,
+                organization_id=job.organization_id,
+                job_id=job.id,
+                path=model_path,
+                weights_sha256=weights_sha256,
+            )
+        )
+        _change(
+            session,
+            job,
+            JobStatus.SUCCEEDED,
+            [
+                NewEvent(message=f"New fine-tuned model created: {name}"),
+                NewEvent(message="The job has successfully completed", status=JobStatus.SUCCEEDED),
+            ],
+            values={
+                "fine_tuned_model": name,
+                "weights_sha256": weights_sha256,
+                "trained_tokens": trained_tokens,
+            },
+        )
+        return name
+
+
+def fail(db: Database, lease: Lease, failure: JobFailure) -> None:
+    """End a job for a reason that another attempt would not change.
+
+    Raises:
+        LeaseLostError: see `renew`.
+    """
+    with db.transaction() as session:
+        _fail(session, lock_leased(session, lease), failure)
+
+
+def cancelled(db: Database, lease: Lease) -> None:
+    """End a running job as its user asked, after its engine has stopped.
+
+    Raises:
+        LeaseLostError: see `renew`.
+    """
+    with db.transaction() as session:
+        _cancel(session, lock_leased(session, lease))
+
+
+def retry(db: Database, lease: Lease, *, reason: str, policy: RetryPolicy) -> JobStatus:
+    """Requeue a job whose engine died, or fail it when it has died too often. Returns the new status.
+
+    Raises:
+        LeaseLostError: see `renew`.
+    """
+    with db.transaction() as session:
+        return _retry(session, lock_leased(session, lease), reason, policy)
+
+
+def release(db: Database, lease: Lease, *, reason: str) -> None:
+    """Give a job back unfinished without counting a failure: the worker is told to stop.
+
+    Raises:
+        LeaseLostError: see `renew`.
+    """
+    with db.transaction() as session:
+        job = lock_leased(session, lease)
+        if job.cancel_requested_at is not None:
+            _cancel(session, job)
+        else:
+            _requeue(session, job, reason=reason, failures=job.failures, wait_s=0.0)
+
+
+def request_cancel(db: Database, *, organization_id: str, job_id: str) -> Job:
+    """Cancel a job: at once where it does not run, else by asking its worker (seen at the next renewal).
+
+    Raises:
+        NotFoundError: no such job of this organization.
+        InvalidStateError: the job has ended.
+    """
+    with db.transaction() as session:
+        job = session.scalar(
+            select(Job).where(Job.id == job_id, Job.organization_id == organization_id).with_for_update()
+        )
+        if job is None:
+            raise NotFoundError(f"No such fine-tuning job: {job_id}", param="fine_tuning_job_id")
+        if JobStatus(job.status) in TERMINAL:
+            raise InvalidStateError(f"Job {job_id} has already {_ended(job.status)} and cannot be cancelled.")
+        if job.status != JobStatus.RUNNING:
+            _cancel(session, job)
+        elif job.cancel_requested_at is None:
+            job.cancel_requested_at = session.scalar(select(func.now()))
+            session.flush()
+            append_events(session, job.id, job.attempt, [NewEvent(message="Cancellation requested.")])
+        session.refresh(job)
+        return job
+
+
+def register_host(db: Database, *, name: str, incarnation: str, memory_bytes: int, devices: dict[str, Any]) -> None:
+    """Record a worker host at its start."""
+    values = {"incarnation": incarnation, "memory_bytes": memory_bytes, "devices": devices, "slots": 1}
+    with db.transaction() as session:
+        session.execute(
+            upsert(Host)
+            .values(name=name, **values)
+            .on_conflict_do_update(
+                index_elements=[Host.name],
+                set_={**values, "started_at": func.now(), "last_seen_at": func.now()},
+            )
+        )
+
+
+def see_host(db: Database, *, name: str) -> None:
+    """Record that a worker host is alive."""
+    with db.transaction() as session:
+        session.execute(update(Host).where(Host.name == name).values(last_seen_at=func.now()))
+
+
+def release_dead(db: Database, *, host: str, incarnation: str, policy: RetryPolicy) -> list[str]:
+    """Requeue what an earlier incarnation of this host's worker held when it was killed.
+
+    Its leases would run out by themselves; this makes recovery take seconds. Returns the jobs' ids.
+    """
+    with db.transaction() as session:
+        rows = session.scalars(
+            select(Job)
+            .where(
+                Job.status == JobStatus.RUNNING,
+                func.split_part(Job.lease_owner, "/", 1) == host,
+                Job.lease_owner != f"{host}/{incarnation}",
+            )
+            .with_for_update(skip_locked=True)
+        ).all()
+        for job in rows:
+            _lost(session, job, f"The worker on {host} was restarted", policy)
+        return [job.id for job in rows]
+
+
+def reap(db: Database, *, every_s: float, lease_s: float, grace_s: float, policy: RetryPolicy) -> list[str]:
+    """Requeue (or fail, or cancel) running jobs whose lease ended more than `grace_s` ago. Returns their ids.
+
+    Holds its fire for a lease and a grace after any gap in its own ticks: after an outage of the database every lease
+    has expired, and the live workers must get the time to renew (measured: without the hold, all are lost).
+    """
+    with db.transaction() as session:
+        if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _REAPER_LOCK}):
+            return []
+        state = session.get_one(ReaperState, 1, with_for_update=True)
+        now: datetime = session.scalars(select(func.now())).one()
+        if (now - state.last_tick_at).total_seconds() > 3 * every_s:
+            state.hold_until = session.scalars(select(_after(lease_s + grace_s))).one()
+        state.last_tick_at = now
+        if now < state.hold_until:
+            return []
+        rows = session.scalars(
+            select(Job)
+            .where(Job.status == JobStatus.RUNNING, Job.lease_expires_at < _after(-grace_s))
+            .with_for_update(skip_locked=True)
+        ).all()
+        for job in rows:
+            host = (job.lease_owner or "").partition("/")[0]
+            _lost(session, job, f"The worker on {host} has not been heard of", policy)
+        return [job.id for job in rows]
+
+
+def _lost(session: Session, job: Job, reason: str, policy: RetryPolicy) -> None:
+    """End an attempt whose worker is gone. A cancel that was asked for wins over another try."""
+    if job.cancel_requested_at is not None:
+        _cancel(session, job)
+    else:
+        _retry(session, job, reason, policy)
+
+
+def _retry(session: Session, job: Job, reason: str, policy: RetryPolicy) -> JobStatus:
+    failures = job.failures + 1
+    if job.cancel_requested_at is not None:
+        _cancel(session, job)
+    elif failures >= policy.max_failures:
+        times = f"{failures} time{'s' if failures > 1 else ''}"
+        _fail(session, job, JobFailure(code="engine_lost", message=f"{reason}. The job was lost {times}; giving up."))
+    else:
+        _requeue(session, job, reason=reason, failures=failures, wait_s=policy.wait_s(failures))
+    return JobStatus(job.status)
+
+
+def _requeue(session: Session, job: Job, *, reason: str, failures: int, wait_s: float) -> None:
+    _change(
+        session,
+        job,
+        JobStatus.QUEUED,
+        [
+            NewEvent(
+                message=f"{reason}. The job is queued again and goes on from its last checkpoint.",
+                level="warn",
+                status=JobStatus.QUEUED,
+            )
+        ],
+        values={"failures": failures, "run_after": _after(wait_s)},
+    )
+
+
+def _fail(session: Session, job: Job, failure: JobFailure) -> None:
+    event = NewEvent(
+        message=f"The job failed: {failure.message}", level="error", status=JobStatus.FAILED, data=failure.as_dict()
+    )
+    _change(session, job, JobStatus.FAILED, [event], values={"error": failure.as_dict()})
+
+
+def _cancel(session: Session, job: Job) -> None:
+    event = NewEvent(message="The job was cancelled.", status=JobStatus.CANCELLED)
+    now = func.coalesce(Job.cancel_requested_at, func.now())
+    _change(session, job, JobStatus.CANCELLED, [event], values={"cancel_requested_at": now})
+
+
+def _change(
+    session: Session, job: Job, status: JobStatus, events: Sequence[NewEvent], *, values: dict[str, Any]
+) -> None:
+    """Move a locked row to `status`, end its lease and attempt, and append the events that say so."""
+    before = JobStatus(job.status)
+    assert status in TRANSITIONS[before], f"{before} -> {status}"
+    ended = {"finished_at": func.now()} if status in TERMINAL else {}
+    no_lease = {"lease_token": None, "lease_expires_at": None, "lease_owner": None}
+    session.execute(update(Job).where(Job.id == job.id).values(status=status, **no_lease, **ended, **values))
+    if before is JobStatus.RUNNING:
+        outcome = "requeued" if status is JobStatus.QUEUED else status.value
+        session.execute(
+            update(Attempt)
+            .where(Attempt.job_id == job.id, Attempt.number == job.attempt)
+            .values(ended_at=func.now(), outcome=outcome, detail=events[-1].message)
+        )
+    append_events(session, job.id, job.attempt, events)
+    session.refresh(job)
+
+
+def _after(seconds: float) -> Any:
+    """The database's time, `seconds` from now."""
+    return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+
+
+def _ended(status: str) -> str:
+    return {"succeeded": "succeeded", "failed": "failed", "cancelled": "been cancelled"}[status]

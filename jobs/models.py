@@ -1,0 +1,295 @@
+"""Rows of the database (SQLAlchemy). Migration 0001 builds them; `alembic check` keeps the two equal.
+
+Times are the database's clock (`now()`), so that no host's clock can end a lease. Sizes are bytes in `bigint`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from jobs.status import TERMINAL, JobStatus
+
+# Stable constraint names, so that a later migration can name what it drops.
+_NAMES = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+def _in(values: frozenset[JobStatus] | type[JobStatus]) -> str:
+    return ", ".join(f"'{status.value}'" for status in JobStatus if status in values)
+
+
+class Base(DeclarativeBase):
+    """Declarative base: Python types to Postgres types."""
+
+    metadata = MetaData(naming_convention=_NAMES)
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        str: Text,
+        datetime: DateTime(timezone=True),
+        float: Double,
+        dict[str, Any]: JSONB,
+        uuid.UUID: Uuid,
+    }
+
+
+class ApiKey(Base):
+    """A caller. The secret itself is not kept."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """The public part of the token."""
+    organization_id: Mapped[str]
+    name: Mapped[str]
+    secret_sha256: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class BrowserSession(Base):
+    """A dashboard session: the cookie's hash and the key it stands for."""
+
+    __tablename__ = "browser_sessions"
+
+    token_sha256: Mapped[str] = mapped_column(primary_key=True)
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class File(Base):
+    """An uploaded file; its bytes lie in `files_dir` under its id."""
+
+    __tablename__ = "files"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization_id: Mapped[str] = mapped_column(index=True)
+    filename: Mapped[str]
+    """The uploader's name for it: shown, never used as a path."""
+    purpose: Mapped[str]
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    num_lines: Mapped[int | None] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Job(Base):
+    """A fine-tuning job: the request, its state, its lease, and the latest figures of its run."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(f"status IN ({_in(JobStatus)})", name="status"),
+        # A lease exists exactly while the job runs; a zombie can therefore never own a job that does not.
+        CheckConstraint("(status = 'running') = (lease_token IS NOT NULL)", name="lease_while_running"),
+        CheckConstraint("(lease_token IS NULL) = (lease_expires_at IS NULL)", name="lease_whole"),
+        CheckConstraint("(lease_token IS NULL) = (lease_owner IS NULL)", name="lease_owned"),
+        CheckConstraint(f"(status IN ({_in(TERMINAL)})) = (finished_at IS NOT NULL)", name="finished_when_terminal"),
+        CheckConstraint("(status = 'failed') = (error IS NOT NULL)", name="error_when_failed"),
+        CheckConstraint("status <> 'succeeded' OR fine_tuned_model IS NOT NULL", name="model_when_succeeded"),
+        Index("ix_jobs_claim", text("priority DESC"), "created_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_lease", "lease_expires_at", postgresql_where=text("status = 'running'")),
+        Index("ix_jobs_organization_id_created_at_id", "organization_id", "created_at", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization_id: Mapped[str]
+    api_key_id: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id", ondelete="SET NULL"))
+    status: Mapped[str]
+    spec: Mapped[dict[str, Any]]
+    """`JobSpec` as JSON."""
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'::jsonb"))
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    error: Mapped[dict[str, Any] | None]
+    """`code`, `message`, `param`."""
+
+    attempt: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    """Number of claims so far."""
+    failures: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    """Lost workers and killed engines; preemptions do not count."""
+    run_after: Mapped[datetime] = mapped_column(server_default=func.now())
+    lease_token: Mapped[uuid.UUID | None]
+    lease_expires_at: Mapped[datetime | None]
+    lease_owner: Mapped[str | None]
+    """`<host>/<incarnation>` of the worker that holds the lease."""
+    cancel_requested_at: Mapped[datetime | None]
+    pause_requested_at: Mapped[datetime | None]
+    last_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """The highest sequence number of an event."""
+
+    run: Mapped[dict[str, Any] | None]
+    """What the engine said when it started: parameters, rows, device (`lomo_core.events.Started`)."""
+    step: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    total_steps: Mapped[int | None] = mapped_column(BigInteger)
+    loss: Mapped[float | None]
+    tokens_per_s: Mapped[float | None]
+    trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    memory: Mapped[dict[str, Any] | None]
+    """Bytes by category of the step with the highest peak so far (`lomo_core.events.MemoryBytes`)."""
+    step_at: Mapped[datetime | None]
+    """When the last shipped step ended."""
+    fine_tuned_model: Mapped[str | None]
+    weights_sha256: Mapped[str | None]
+
+
+class Attempt(Base):
+    """One claim of a job by a worker."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    owner: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    """`succeeded`, `failed`, `cancelled`, `requeued`; None while it runs."""
+    detail: Mapped[str | None]
+    shipped_lines: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """Lines of this attempt's journal that are in the database: the next one's number."""
+
+
+class Event(Base):
+    """One event of a job: gap-free by `seq`, which is also the id of a server-sent event."""
+
+    __tablename__ = "events"
+    __table_args__ = (UniqueConstraint("job_id", "attempt", "line"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer)
+    line: Mapped[int | None] = mapped_column(BigInteger)
+    """Line of the attempt's journal; None for what the service itself says."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    level: Mapped[str]
+    type: Mapped[str]
+    """OpenAI's: `message` or `metrics`."""
+    message: Mapped[str]
+    data: Mapped[dict[str, Any] | None]
+    status: Mapped[str | None]
+    """The job's new status where this event changed it."""
+
+
+class Metric(Base):
+    """The figures of one step, typed; a repeated step (after a resume) replaces the earlier one."""
+
+    __tablename__ = "metrics"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[datetime]
+    epoch: Mapped[float]
+    loss: Mapped[float | None]
+    mean_token_accuracy: Mapped[float | None]
+    learning_rate: Mapped[float]
+    grad_norm: Mapped[float | None]
+    tokens_per_s: Mapped[float]
+    step_s: Mapped[float]
+    parameters_bytes: Mapped[int] = mapped_column(BigInteger)
+    gradients_bytes: Mapped[int] = mapped_column(BigInteger)
+    optimizer_bytes: Mapped[int] = mapped_column(BigInteger)
+    activations_bytes: Mapped[int] = mapped_column(BigInteger)
+    other_bytes: Mapped[int] = mapped_column(BigInteger)
+    peak_bytes: Mapped[int] = mapped_column(BigInteger)
+
+
+class Evaluation(Base):
+    """One pass over the validation file."""
+
+    __tablename__ = "evaluations"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    created_at: Mapped[datetime]
+    num_rows: Mapped[int] = mapped_column(BigInteger)
+    valid_loss: Mapped[float | None]
+    valid_mean_token_accuracy: Mapped[float | None]
+    choice_accuracy: Mapped[float | None]
+
+
+class Checkpoint(Base):
+    """A published checkpoint: the row, written under the lease, is what makes it one."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("job_id", "step"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    attempt: Mapped[int] = mapped_column(Integer)
+    step: Mapped[int] = mapped_column(BigInteger)
+    path: Mapped[str]
+    """Folder relative to `data_dir`."""
+    manifest_sha256: Mapped[str]
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    train_loss: Mapped[float | None]
+    valid_loss: Mapped[float | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class TunedModel(Base):
+    """A tuned model by name; the folder is a plain Hugging Face one."""
+
+    __tablename__ = "models"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization_id: Mapped[str] = mapped_column(index=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    path: Mapped[str]
+    """Folder relative to `data_dir`."""
+    weights_sha256: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Host(Base):
+    """A worker host as it last reported itself."""
+
+    __tablename__ = "hosts"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    incarnation: Mapped[str]
+    """New at each start of the worker: leases of an earlier one are dead."""
+    memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    devices: Mapped[dict[str, Any]]
+    slots: Mapped[int] = mapped_column(Integer)
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ReaperState(Base):
+    """When the reaper last ran: after a gap it must hold its fire, or an outage would kill live jobs."""
+
+    __tablename__ = "reaper_state"
+    __table_args__ = (CheckConstraint("id = 1", name="single_row"),)
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    last_tick_at: Mapped[datetime]
+    hold_until: Mapped[datetime]

@@ -1,0 +1,301 @@
+"""What the API and the dashboard read: every query is bounded and filtered by organization.
+
+Lists are newest first with a cursor (`after`), as the official clients page them. A chart of a million steps is read
+as a fixed number of buckets, each with its last, smallest and largest value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Select, func, select, text, tuple_
+from sqlalchemy.orm import Session
+
+from jobs.db import Database
+from jobs.errors import NotFoundError
+from jobs.ids import parse_event_id
+from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Host, Job, ReaperState, TunedModel
+from jobs.status import JobStatus
+
+T = TypeVar("T")
+Owned = TypeVar("Owned", Job, File)
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a list, and whether another follows."""
+
+    items: Sequence[T]
+    has_more: bool
+
+
+def get_job(db: Database, *, organization_id: str, job_id: str) -> Job:
+    """One job.
+
+    Raises:
+        NotFoundError: no such job of this organization.
+    """
+    with db.read() as session:
+        return _owned(session, Job, job_id, organization_id, what="fine-tuning job", param="fine_tuning_job_id")
+
+
+def find_jobs(db: Database, *, organization_id: str, job_ids: Sequence[str]) -> Sequence[Job]:
+    """Those of the given jobs that are this organization's."""
+    with db.read() as session:
+        return session.scalars(select(Job).where(Job.organization_id == organization_id, Job.id.in_(job_ids))).all()
+
+
+def list_jobs(
+    db: Database, *, organization_id: str, limit: int, after: str | None = None, metadata: dict[str, str] | None = None
+) -> Page[Job]:
+    """Jobs, newest first. `metadata`: only jobs that have all these pairs; an empty dict: only jobs with none.
+
+    Raises:
+        NotFoundError: `after` is not a job of this organization.
+    """
+    query = select(Job).where(Job.organization_id == organization_id).order_by(Job.created_at.desc(), Job.id.desc())
+    if metadata is not None:
+        query = query.where(Job.metadata_.contains(metadata) if metadata else Job.metadata_ == {})
+    with db.read() as session:
+        if after is not None:
+            last = _owned(session, Job, after, organization_id, what="fine-tuning job", param="after")
+            query = query.where(tuple_(Job.created_at, Job.id) < tuple_(last.created_at, last.id))
+        return _page(session, query, limit)
+
+
+def list_events(
+    db: Database, *, organization_id: str, job_id: str, limit: int, after: str | None = None
+) -> Page[Event]:
+    """Events of a job, newest first.
+
+    Raises:
+        NotFoundError: no such job, or `after` is not an event of it.
+    """
+    query = select(Event).where(Event.job_id == job_id).order_by(Event.seq.desc())
+    with db.read() as session:
+        _owned(session, Job, job_id, organization_id, what="fine-tuning job", param="fine_tuning_job_id")
+        if after is not None:
+            seq = parse_event_id(job_id, after)
+            if seq is None:
+                raise NotFoundError(f"No such event of {job_id}: {after}", param="after")
+            query = query.where(Event.seq < seq)
+        return _page(session, query, limit)
+
+
+def events_since(db: Database, *, job_id: str, seq: int, limit: int) -> Sequence[Event]:
+    """Events after sequence number `seq`, oldest first: what a stream replays and follows."""
+    with db.read() as session:
+        return session.scalars(
+            select(Event).where(Event.job_id == job_id, Event.seq > seq).order_by(Event.seq).limit(limit)
+        ).all()
+
+
+def list_checkpoints(
+    db: Database, *, organization_id: str, job_id: str, limit: int, after: str | None = None
+) -> Page[Checkpoint]:
+    """Published checkpoints of a job, newest first.
+
+    Raises:
+        NotFoundError: no such job, or `after` is not a checkpoint of it.
+    """
+    query = select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step.desc())
+    with db.read() as session:
+        _owned(session, Job, job_id, organization_id, what="fine-tuning job", param="fine_tuning_job_id")
+        if after is not None:
+            last = session.get(Checkpoint, after)
+            if last is None or last.job_id != job_id:
+                raise NotFoundError(f"No such checkpoint of {job_id}: {after}", param="after")
+            query = query.where(Checkpoint.step < last.step)
+        return _page(session, query, limit)
+
+
+def resume_candidates(db: Database, *, job_id: str) -> Sequence[Checkpoint]:
+    """A job's checkpoints, newest first: what a further attempt may go on from."""
+    with db.read() as session:
+        return session.scalars(
+            select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step.desc())
+        ).all()
+
+
+def list_attempts(db: Database, *, job_id: str) -> Sequence[Attempt]:
+    """A job's attempts, oldest first."""
+    with db.read() as session:
+        return session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)).all()
+
+
+def list_evaluations(db: Database, *, job_ids: Sequence[str]) -> Sequence[Evaluation]:
+    """Evaluations of the given jobs, by job and step."""
+    with db.read() as session:
+        return session.scalars(
+            select(Evaluation).where(Evaluation.job_id.in_(job_ids)).order_by(Evaluation.job_id, Evaluation.step)
+        ).all()
+
+
+# The last point of a bucket carries the values; loss also its extremes, so that a spike survives; memory its maximum.
+_METRICS = text("""
+    WITH numbered AS (
+        SELECT *, width_bucket(step, :first, :last + 1, :buckets) AS bucket
+        FROM metrics WHERE job_id = :job_id AND step BETWEEN :first AND :last
+    )
+    SELECT DISTINCT ON (bucket)
+        step, attempt, extract(epoch FROM created_at)::double precision AS time, epoch, loss,
+        min(loss) OVER w AS loss_min, max(loss) OVER w AS loss_max,
+        mean_token_accuracy, learning_rate, max(grad_norm) OVER w AS grad_norm,
+        avg(tokens_per_s) OVER w AS tokens_per_s, step_s,
+        parameters_bytes, max(gradients_bytes) OVER w AS gradients_bytes, optimizer_bytes,
+        max(activations_bytes) OVER w AS activations_bytes, other_bytes, max(peak_bytes) OVER w AS peak_bytes
+    FROM numbered WINDOW w AS (PARTITION BY bucket) ORDER BY bucket, step DESC
+""")
+
+
+def read_metrics(
+    db: Database,
+    *,
+    organization_id: str,
+    job_id: str,
+    max_points: int,
+    first_step: int | None = None,
+    last_step: int | None = None,
+) -> dict[str, list[Any]]:
+    """A job's series as columns of at most `max_points` values, over all steps or the given window of them.
+
+    Raises:
+        NotFoundError: no such job of this organization.
+    """
+    with db.read() as session:
+        job = _owned(session, Job, job_id, organization_id, what="fine-tuning job", param="fine_tuning_job_id")
+        window = {
+            "job_id": job_id,
+            "first": first_step if first_step is not None else 0,
+            "last": last_step if last_step is not None else max(job.step, 1),
+            "buckets": max_points,
+        }
+        result = session.execute(_METRICS, window)
+        rows = result.all()
+        return {name: [row[index] for row in rows] for index, name in enumerate(result.keys())}
+
+
+def loss_curves(db: Database, *, job_ids: Sequence[str], num_points: int) -> dict[str, list[tuple[int, float]]]:
+    """A thinned loss curve per job, `(step, loss)`, for small pictures in a list."""
+    query = text("""
+        SELECT DISTINCT ON (m.job_id, bucket) m.job_id, m.step, m.loss,
+            width_bucket(m.step, 0, greatest(j.total_steps, 1) + 1, :num_points) AS bucket
+        FROM metrics m JOIN jobs j ON j.id = m.job_id
+        WHERE m.job_id = ANY(:job_ids) AND m.loss IS NOT NULL ORDER BY m.job_id, bucket, m.step DESC
+    """)
+    curves: dict[str, list[tuple[int, float]]] = {job_id: [] for job_id in job_ids}
+    with db.read() as session:
+        for job_id, step, loss, _ in session.execute(query, {"job_ids": list(job_ids), "num_points": num_points}):
+            curves[job_id].append((step, loss))
+    return curves
+
+
+def get_file(db: Database, *, organization_id: str, file_id: str, param: str = "file_id") -> File:
+    """One file; `param` names the request field that held the id, for the error.
+
+    Raises:
+        NotFoundError: no such file of this organization.
+    """
+    with db.read() as session:
+        return _owned(session, File, file_id, organization_id, what="file", param=param)
+
+
+def list_files(
+    db: Database,
+    *,
+    organization_id: str,
+    limit: int,
+    after: str | None = None,
+    purpose: str | None = None,
+    ascending: bool = False,
+) -> Page[File]:
+    """Files, newest first unless `ascending`.
+
+    Raises:
+        NotFoundError: `after` is not a file of this organization.
+    """
+    order = tuple_(File.created_at, File.id)
+    query = select(File).where(File.organization_id == organization_id)
+    query = (
+        query.order_by(File.created_at, File.id)
+        if ascending
+        else query.order_by(File.created_at.desc(), File.id.desc())
+    )
+    if purpose is not None:
+        query = query.where(File.purpose == purpose)
+    with db.read() as session:
+        if after is not None:
+            last = _owned(session, File, after, organization_id, what="file", param="after")
+            key = tuple_(last.created_at, last.id)
+            query = query.where(order > key if ascending else order < key)
+        return _page(session, query, limit)
+
+
+def list_models(db: Database, *, organization_id: str) -> Sequence[TunedModel]:
+    """Every tuned model of an organization, newest first."""
+    with db.read() as session:
+        return session.scalars(
+            select(TunedModel)
+            .where(TunedModel.organization_id == organization_id)
+            .order_by(TunedModel.created_at.desc(), TunedModel.id)
+        ).all()
+
+
+def find_model(db: Database, *, organization_id: str, model_id: str) -> TunedModel | None:
+    """A tuned model by name."""
+    with db.read() as session:
+        model = session.get(TunedModel, model_id)
+        return model if model is not None and model.organization_id == organization_id else None
+
+
+def find_host(db: Database, *, name: str) -> Host | None:
+    """A worker host by name."""
+    with db.read() as session:
+        return session.get(Host, name)
+
+
+def due_jobs(db: Database) -> int:
+    """How many queued jobs could start now: for these the reaper rings again, since their message may be lost."""
+    with db.read() as session:
+        return session.scalars(
+            select(func.count()).where(Job.status == JobStatus.QUEUED, Job.run_after <= func.now())
+        ).one()
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What the service needs besides the database itself."""
+
+    schema_revision: str | None
+    worker_seen_s: float | None
+    """Seconds since any worker host was last seen."""
+    reaper_ticked_s: float | None
+    """Seconds since the reaper last ran, and with it Celery beat and the broker."""
+
+
+def read_readiness(db: Database) -> Readiness:
+    """The database's answer to "is the service up"."""
+    with db.read() as session:
+        revision = session.scalar(text("SELECT version_num FROM alembic_version"))
+        seen = session.scalar(select(func.extract("epoch", func.now() - func.max(Host.last_seen_at))))
+        ticked = session.scalar(select(func.extract("epoch", func.now() - ReaperState.last_tick_at)))
+    return Readiness(
+        schema_revision=revision,
+        worker_seen_s=None if seen is None else float(seen),
+        reaper_ticked_s=None if ticked is None else float(ticked),
+    )
+
+
+def _owned(session: Session, table: type[Owned], row_id: str, organization_id: str, *, what: str, param: str) -> Owned:
+    """A row of this organization; another organization's is as absent as one that does not exist."""
+    row = session.get(table, row_id)
+    if row is None or row.organization_id != organization_id:
+        raise NotFoundError(f"No such {what}: {row_id}", param=param)
+    return row
+
+
+def _page(session: Session, query: Select[T], limit: int) -> Page[T]:
+    rows = session.scalars(query.limit(limit + 1)).all()
+    return Page(rows[:limit], has_more=len(rows) > limit)

@@ -1,0 +1,83 @@
+"""Settings that every process of the service shares, read once from `LOMO_*` environment variables.
+
+Server and worker each extend this class by their own. Nothing else in the service reads the environment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Settings = TypeVar("Settings", bound=BaseSettings)
+
+
+class SettingsError(Exception):
+    """The environment lacks a setting or holds a wrong one; the text names the variables."""
+
+
+class JobsSettings(BaseSettings):
+    """Where the truth, the doorbell and the files are, and how long a lease lasts."""
+
+    model_config = SettingsConfigDict(env_prefix="LOMO_", frozen=True)
+
+    database_url: str
+    """SQLAlchemy URL of Postgres with the psycopg driver: `postgresql+psycopg://user:password@host/database`."""
+    broker_url: str
+    """Celery's broker: `redis://host:6379/0` or `redis+socket:///path/vk.sock?virtual_host=0`."""
+    data_dir: Path
+    """Uploaded files, run folders and tuned models; shared between server and workers."""
+    model_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Colon-separated folders that hold base models, one folder each; `data_dir/models` is always one."""
+    allow_hub_downloads: bool = False
+    """Whether a model id of the Hugging Face hub may be named as a base; the worker then downloads it."""
+    admin_key_file: Path | None = None
+    """Where `python -m jobs migrate` writes the first API key (mode 0600) if there is none yet."""
+
+    lease_s: float = Field(default=60.0, gt=0)
+    """How long a claim holds without a renewal."""
+    lease_grace_s: float = Field(default=15.0, ge=0)
+    """How long past its end a lease is left alone before the job is requeued."""
+    heartbeat_s: float = Field(default=10.0, gt=0)
+    """Interval of lease renewals; at most a third of `lease_s`, so that one lost renewal is harmless."""
+    reap_every_s: float = Field(default=5.0, gt=0)
+    """Interval of the reaper, which also rings for queued jobs whose message was lost."""
+    max_failures: int = Field(default=3, ge=1)
+    """Lost workers and killed engines a job may see before it fails."""
+    retry_backoff_s: float = Field(default=2.0, ge=0)
+    """Wait before the first retry after a killed engine or a lost worker; doubles with each further one."""
+
+    @field_validator("model_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        return tuple(Path(part) for part in value.split(":") if part) if isinstance(value, str) else value
+
+    @property
+    def base_model_roots(self) -> tuple[Path, ...]:
+        """Every folder whose sub-folders are base models by name."""
+        return (self.data_dir / "models", *self.model_roots)
+
+    @property
+    def files_dir(self) -> Path:
+        """Uploaded files, named by their ids."""
+        return self.data_dir / "files"
+
+    @property
+    def runs_dir(self) -> Path:
+        """One folder per job, one below it per attempt."""
+        return self.data_dir / "runs"
+
+
+def load_settings(cls: type[Settings]) -> Settings:
+    """Read a process's settings from its environment.
+
+    Raises:
+        SettingsError: a variable is missing or wrong.
+    """
+    try:
+        return cls()
+    except ValidationError as error:
+        lines = [f"LOMO_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()]
+        raise SettingsError("the settings are not complete:\n  " + "\n  ".join(lines)) from error

@@ -1,0 +1,1 @@
+"""Schema migrations (Alembic). They are applied by `python -m jobs migrate`."""
