@@ -144,9 +144,8 @@ class SupervisedProcess:
                 self._failure = reason
                 return
             num_failures = 0 if time.monotonic() - started_s > _STEADY_AFTER_S else num_failures + 1
-            delay_s = min(_FIRST_RESTART_DELAY_S * 2 ** max(0, num_failures - 1), _MAX_RESTART_DELAY_S)
             self._tell(f"{self.spec.name} {reason}; starting it again (log: {self.spec.log_path})")
-            self._stopping.wait(delay_s)
+            self._stopping.wait(restart_delay_s(num_failures))
             self.restarts += 1
 
     def _run_once(self) -> str:
@@ -165,6 +164,11 @@ class SupervisedProcess:
         tail = log_tail(self.spec.log_path)
         where = f" The end of its log, {self.spec.log_path}:\n{tail}" if tail else f" Its log is {self.spec.log_path}."
         return f"{self.spec.name} {reason}.{where}"
+
+
+def restart_delay_s(num_failures: int) -> float:
+    """Return the wait before a restart, doubling with each failure in a row (0 for a child that ran long before)."""
+    return min(_FIRST_RESTART_DELAY_S * 2.0 ** max(0, num_failures - 1), _MAX_RESTART_DELAY_S)
 
 
 def spawn(spec: ProcessSpec) -> subprocess.Popen[bytes]:
@@ -202,7 +206,7 @@ def run_to_end(spec: ProcessSpec, *, timeout_s: float) -> None:
 
 def launch_command(spec: ProcessSpec) -> list[str]:
     """Return the command that starts `spec` through `local.launch`, for a child of this very process."""
-    return [*_launcher(spec), "--", *(str(part) for part in spec.argv)]
+    return [*_launch_prefix(spec.identity, spec.death_signal), "--", *(str(part) for part in spec.argv)]
 
 
 def can_run_as(identity: str, *, through: Sequence[Path]) -> bool:
@@ -258,10 +262,6 @@ def _signal_all(processes: Sequence[psutil.Process], number: signal.Signals) -> 
             process.send_signal(number)
         except psutil.NoSuchProcess:
             continue
-
-
-def _launcher(spec: ProcessSpec) -> list[str]:
-    return _launch_prefix(spec.identity, spec.death_signal)
 
 
 def _launch_prefix(identity: str, death_signal: signal.Signals) -> list[str]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from itertools import count
 from typing import Protocol, TypeVar
 
 import pytest
 import redis
 
+from jobs import migrate
 from local.postgres import NOT_DURABLE, Postgres
 from local.valkey import Valkey
 
@@ -74,7 +74,7 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgr
 def template_database(postgres_server: Postgres) -> str:
     """Name of a database with the schema at Alembic's head, from which others are cloned. Costs about 1 s, once."""
     postgres_server.create_database(_TEMPLATE)
-    import_module("jobs.migrate").upgrade(postgres_server.url(_TEMPLATE))
+    migrate.upgrade(postgres_server.url(_TEMPLATE))
     return _TEMPLATE
 
 
