@@ -145,8 +145,8 @@ class SupervisedProcess:
                 return
             num_failures = 0 if time.monotonic() - started_s > _STEADY_AFTER_S else num_failures + 1
             self._tell(f"{self.spec.name} {reason}; starting it again (log: {self.spec.log_path})")
-            self._stopping.wait(restart_delay_s(num_failures))
-            self.restarts += 1
+            if not self._stopping.wait(restart_delay_s(num_failures)):
+                self.restarts += 1
 
     def _run_once(self) -> str:
         """Run the child to its end and say how it ended."""
