@@ -30,6 +30,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from jobs.status import TERMINAL, JobStatus
 
+NOTIFY_CHANNEL = "lomo_jobs"
+"""Postgres channel on which a commit that appended events announces the job's id."""
+
 # Stable constraint names, so that a later migration can name what it drops.
 _NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",

@@ -15,9 +15,7 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from jobs.errors import LeaseLostError
-from jobs.models import Event, Job
-
-NOTIFY_CHANNEL = "lomo_jobs"
+from jobs.models import NOTIFY_CHANNEL, Event, Job
 
 
 @dataclass(frozen=True, slots=True)
