@@ -109,8 +109,7 @@ class SupervisedProcess:
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if self._failure is not None:
-                raise ProcessFailedError(self._describe(self._failure))
+            self.raise_if_failed()
             pid = self.pid
             if pid is not None and self._is_ready(pid):
                 self._was_ready = True
@@ -118,6 +117,11 @@ class SupervisedProcess:
             self._stopping.wait(_READINESS_POLL_S)
         self.stop()
         raise ProcessFailedError(self._describe(f"was not ready after {timeout_s:.0f} s"))
+
+    def raise_if_failed(self) -> None:
+        """Raise ProcessFailedError if the child has ended before it was ever ready. It is not started again then."""
+        if self._failure is not None:
+            raise ProcessFailedError(self._describe(self._failure))
 
     def stop(self) -> None:
         """Ask the child to end, kill it after its grace, and return when it is gone. May be called twice."""

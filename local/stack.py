@@ -154,9 +154,16 @@ class Stack:
     def _start_ours(self, undo: ExitStack, *, env: services.Environment) -> None:
         """Start our three processes side by side, because each spends seconds on its imports, and wait for them."""
         tell = self._progress.note
-        server = SupervisedProcess(services.server_spec(self._folder, env), is_ready=self._answers, tell=tell)
         worker = SupervisedProcess(services.worker_spec(self._folder, env), tell=tell)
         beat = SupervisedProcess(services.beat_spec(self._folder, env), tell=tell)
+
+        def all_ready(pid: int) -> bool:
+            """Ask the server; it may wait for the other two, and must not do so in vain."""
+            worker.raise_if_failed()
+            beat.raise_if_failed()
+            return self._answers()
+
+        server = SupervisedProcess(services.server_spec(self._folder, env), is_ready=all_ready, tell=tell)
         for process in (server, worker, beat):
             self._add(undo, process.spec.name, process)
         for process in (server, worker, beat):
@@ -167,9 +174,8 @@ class Stack:
         self._services[name] = service
         service.start()
 
-    def _answers(self, pid: int) -> bool:
-        """Ask the server whether it, its database and its broker are ready."""
-        del pid  # the port was free before the start, so whoever answers is ours
+    def _answers(self) -> bool:
+        """Ask the server whether it and what it needs are ready. The port was free, so whoever answers is ours."""
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=_PROBE_TIMEOUT_S)
         try:
             connection.request("GET", "/readyz")
