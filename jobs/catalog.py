@@ -14,8 +14,8 @@ from jobs.db import Database
 from jobs.errors import InvalidRequestError
 from jobs.settings import JobsSettings
 
-_NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?$", re.ASCII)
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,13 @@ def resolve_model(db: Database, settings: JobsSettings, *, organization_id: str,
         tuned = reads.find_model(db, organization_id=organization_id, model_id=name)
         if tuned is not None:
             return ModelSource(path=settings.data_dir / tuned.path)
-    elif _NAME.match(name) and ".." not in name:
+    elif _NAME.fullmatch(name) and ".." not in name:
         for root in settings.base_model_roots:
             folder = (root / name).resolve()
             if folder.is_dir() and folder.is_relative_to(root.resolve()):
                 _check_folder(folder, name)
                 return ModelSource(path=folder)
-        if settings.allow_hub_downloads and _HUB_ID.match(name):
+        if settings.allow_hub_downloads and _HUB_ID.fullmatch(name):
             return ModelSource(hub_id=name)
     raise InvalidRequestError(
         f"The model {name!r} does not exist. GET /v1/models lists the models of this server.",
@@ -59,7 +59,7 @@ def base_models(settings: JobsSettings) -> Iterator[tuple[str, Path]]:
             continue
         for config in sorted((*root.glob("*/config.json"), *root.glob("*/*/config.json"))):
             name = config.parent.relative_to(root).as_posix()
-            if name not in seen and _NAME.match(name):
+            if name not in seen and _NAME.fullmatch(name):
                 seen.add(name)
                 yield name, config.parent
 

@@ -9,7 +9,7 @@ import re
 import secrets
 
 _RANDOM_BYTES = 12  # 96 bits: no collision to be expected below 2^48 ids
-_EVENT_ID = re.compile(r"^ftevent-([0-9a-f]{24})-(\d{1,18})$")
+_EVENT_ID = re.compile(r"ftevent-([0-9a-f]{24})-(\d{1,18})")
 
 
 def new_job_id() -> str:
@@ -34,7 +34,7 @@ def event_id(job_id: str, seq: int) -> str:
 
 def parse_event_id(job_id: str, text: str) -> int | None:
     """The sequence number in an event's id, or None where it is not an event of this job."""
-    match = _EVENT_ID.match(text)
+    match = _EVENT_ID.fullmatch(text)
     if match is None or f"ftjob-{match[1]}" != job_id:
         return None
     return int(match[2])

@@ -23,7 +23,7 @@ from jobs.models import ApiKey, BrowserSession
 DEFAULT_ORGANIZATION = "org-local"
 SESSION_LIFETIME = timedelta(days=7)
 
-_TOKEN = re.compile(r"^sk-lomo-([0-9a-f]{12})-([A-Za-z0-9_-]{43})$")
+_TOKEN = re.compile(r"sk-lomo-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
 # `last_used_at` is for people who look for unused keys: a minute is precise enough, and spares a write per request.
 _LAST_USED_GRAIN = timedelta(minutes=1)
 
@@ -59,7 +59,7 @@ def ensure_admin_key(db: Database, path: Path) -> bool:
 
 def authenticate(db: Database, token: str) -> Principal | None:
     """The caller behind a bearer token, or None where the token is malformed, unknown or revoked."""
-    match = _TOKEN.match(token)
+    match = _TOKEN.fullmatch(token)
     if match is None:
         return None
     with db.read() as session:

@@ -7,7 +7,7 @@ as a fixed number of buckets, each with its last, smallest and largest value.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Select, func, select, text, tuple_
@@ -133,6 +133,56 @@ def list_evaluations(db: Database, *, job_ids: Sequence[str]) -> Sequence[Evalua
         ).all()
 
 
+@dataclass(slots=True)
+class JobDetails:
+    """What belongs to a job and lies in other tables."""
+
+    owner: str | None = None
+    """`<host>/<incarnation>` of the last attempt's worker."""
+    step_s: float | None = None
+    """Seconds per step lately, checkpoints and evaluations included; None where the attempt has made no step."""
+    model_path: str | None = None
+    """The tuned model's folder relative to the data folder."""
+    evaluations: list[Evaluation] = field(default_factory=list)
+    loss_curve: list[tuple[int, float]] | None = None
+
+
+# Wall-clock time over the last 50 steps, so that checkpoints and evaluations count and an old speed is forgotten.
+_RECENT_SPEED = text("""
+    SELECT j.id, coalesce(nullif(r.span, 0) / nullif(r.steps, 0), r.mean) FROM jobs j CROSS JOIN LATERAL (
+        SELECT extract(epoch FROM max(created_at) - min(created_at))::double precision AS span,
+            max(step) - min(step) AS steps, avg(step_s) AS mean
+        FROM (SELECT * FROM metrics m WHERE m.job_id = j.id AND m.step <= j.step ORDER BY m.step DESC LIMIT 50) recent
+        WHERE recent.attempt = j.attempt
+    ) r WHERE j.id = ANY(:job_ids) AND j.status = 'running'
+""")
+
+
+def read_details(db: Database, *, job_ids: Sequence[str], num_curve_points: int = 0) -> dict[str, JobDetails]:
+    """The details of the given jobs, with a loss curve of at most `num_curve_points` where that is not 0."""
+    details = {job_id: JobDetails() for job_id in job_ids}
+    owners = (
+        select(Attempt.job_id, Attempt.owner)
+        .where(Attempt.job_id.in_(job_ids))
+        .distinct(Attempt.job_id)
+        .order_by(Attempt.job_id, Attempt.number.desc())
+    )
+    paths = select(TunedModel.job_id, TunedModel.path).where(TunedModel.job_id.in_(job_ids))
+    with db.read() as session:
+        for job_id, owner in session.execute(owners):
+            details[job_id].owner = owner
+        for job_id, path in session.execute(paths):
+            details[job_id].model_path = path
+        for job_id, step_s in session.execute(_RECENT_SPEED, {"job_ids": list(job_ids)}):
+            details[job_id].step_s = step_s
+    for evaluation in list_evaluations(db, job_ids=job_ids):
+        details[evaluation.job_id].evaluations.append(evaluation)
+    if num_curve_points:
+        for job_id, curve in loss_curves(db, job_ids=job_ids, num_points=num_curve_points).items():
+            details[job_id].loss_curve = curve
+    return details
+
+
 # The last point of a bucket carries the values; loss also its extremes, so that a spike survives; memory its maximum.
 _METRICS = text("""
     WITH numbered AS (
@@ -183,7 +233,8 @@ def loss_curves(db: Database, *, job_ids: Sequence[str], num_points: int) -> dic
         SELECT DISTINCT ON (m.job_id, bucket) m.job_id, m.step, m.loss,
             width_bucket(m.step, 0, greatest(j.total_steps, 1) + 1, :num_points) AS bucket
         FROM metrics m JOIN jobs j ON j.id = m.job_id
-        WHERE m.job_id = ANY(:job_ids) AND m.loss IS NOT NULL ORDER BY m.job_id, bucket, m.step DESC
+        WHERE m.job_id = ANY(:job_ids) AND m.step <= j.step AND m.loss IS NOT NULL
+        ORDER BY m.job_id, bucket, m.step DESC
     """)
     curves: dict[str, list[tuple[int, float]]] = {job_id: [] for job_id in job_ids}
     with db.read() as session:

@@ -1,0 +1,44 @@
+"""A `Database` over a fresh schema, and the domain objects that the tests of `jobs` start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from jobs import lifecycle
+from jobs.db import Database
+from jobs.lifecycle import Claim, RetryPolicy
+from jobs.models import Job
+from jobs.spec import JobSpec, LomoOptions
+
+ORGANIZATION = "org-test"
+POLICY = RetryPolicy(max_failures=3, backoff_s=0.0)
+LEASE_S = 30.0
+
+
+@pytest.fixture
+def db(database_url: str) -> Iterator[Database]:
+    """A pool on a database of this test's own. Costs a connection."""
+    database = Database(database_url)
+    yield database
+    database.dispose()
+
+
+def make_spec(*, priority: int = 0, model: str = "tiny") -> JobSpec:
+    """A valid job."""
+    return JobSpec(model=model, training_file="file-1", seed=1, lomo=LomoOptions(priority=priority))
+
+
+def submit(db: Database, *, organization_id: str = ORGANIZATION, priority: int = 0) -> Job:
+    """Queue a job."""
+    return lifecycle.submit(
+        db, spec=make_spec(priority=priority), organization_id=organization_id, api_key_id=None, metadata={}
+    )
+
+
+def claim(db: Database, *, owner: str = "host/1") -> Claim:
+    """Claim the next job; there must be one."""
+    claimed = lifecycle.claim(db, owner=owner, lease_s=LEASE_S)
+    assert claimed is not None
+    return claimed

@@ -1,0 +1,145 @@
+"""Journal lines become events, metrics, evaluations and checkpoints, each once and in order."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from jobs import eventlog, lifecycle, reads
+from jobs.db import Database
+from jobs.errors import LeaseLostError
+from lomo_core import events as engine
+
+from .conftest import ORGANIZATION, POLICY, claim, submit
+
+
+def step(number: int, *, loss: float = 1.0, peak: int = 100) -> engine.Step:
+    return engine.Step(
+        step=number,
+        total_steps=1000,
+        epoch=number / 1000,
+        loss=loss,
+        mean_token_accuracy=0.5,
+        learning_rate=0.01,
+        grad_norm=None,
+        num_tokens=10,
+        num_trained_tokens=10 * number,
+        step_s=0.1,
+        tokens_per_s=100.0,
+        memory=engine.MemoryBytes(
+            parameters_bytes=40,
+            gradients_bytes=20,
+            optimizer_bytes=0,
+            activations_bytes=30,
+            other_bytes=peak - 90,
+            peak_bytes=peak,
+        ),
+    )
+
+
+def lines(*events: engine.Event, first: int = 0) -> list[eventlog.NumberedLine]:
+    return [(first + n, engine.JournalLine(1_760_000_000.0 + n, event)) for n, event in enumerate(events)]
+
+
+def relative(path: str) -> str:
+    return path.removeprefix("/data/")
+
+
+def test_a_batch_lands_everywhere_it_belongs(db: Database) -> None:
+    job = submit(db)
+    lease = claim(db).lease
+    batch = lines(
+        engine.Started(
+            step=0,
+            total_steps=1000,
+            num_parameters=5,
+            num_train_rows=3,
+            num_truncated_rows=1,
+            num_trainable_tokens=9,
+            device="cpu (x)",
+            device_bytes=None,
+        ),
+        step(1, loss=2.5, peak=200),
+        step(2, loss=math.nan, peak=150),
+        engine.Evaluation(step=2, num_rows=7, choice_accuracy=0.5),
+        engine.Checkpoint(step=2, path="/data/runs/j/step-2", manifest_sha256="m", num_bytes=11, train_loss=2.5),
+        engine.Message(level="warn", message="a NUL \0 and <b>markup</b>"),
+    )
+    assert eventlog.ship(db, lease, batch, attempt=1, relative=relative) == 6
+    events = reads.events_since(db, job_id=job.id, seq=3, limit=100)
+    assert [event.seq for event in events] == [4, 5, 6, 7, 8, 9]
+    assert [event.type for event in events] == ["message", "metrics", "metrics", "metrics", "message", "message"]
+    assert events[2].data is not None
+    assert events[2].data["train_loss"] is None, "a loss that is not finite is null"
+    assert events[5].message == "a NUL � and <b>markup</b>"
+    columns = reads.read_metrics(db, organization_id=ORGANIZATION, job_id=job.id, max_points=100)
+    assert columns["step"] == [1, 2]
+    assert columns["loss"] == [2.5, None]
+    row = reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id)
+    assert (row.step, row.total_steps, row.loss, row.trained_tokens) == (2, 1000, None, 20)
+    assert row.memory is not None
+    assert row.memory["peak_bytes"] == 200
+    [checkpoint] = reads.list_checkpoints(db, organization_id=ORGANIZATION, job_id=job.id, limit=10).items
+    assert checkpoint.path == "runs/j/step-2"
+    [evaluation] = reads.list_evaluations(db, job_ids=[job.id])
+    assert evaluation.choice_accuracy == 0.5
+
+
+def test_shipping_again_is_harmless_and_a_hole_is_refused(db: Database) -> None:
+    submit(db)
+    lease = claim(db).lease
+    batch = lines(*(step(n) for n in range(1, 6)))
+    assert eventlog.ship(db, lease, batch[:3], attempt=1, relative=relative) == 3
+    assert eventlog.ship(db, lease, batch, attempt=1, relative=relative) == 2
+    assert eventlog.ship(db, lease, batch, attempt=1, relative=relative) == 0
+    assert eventlog.shipped_lines(db, job_id=lease.job_id, attempt=1) == 5
+    with pytest.raises(AssertionError, match="journal line 5 is missing"):
+        eventlog.ship(db, lease, lines(step(7), first=6), attempt=1, relative=relative)
+
+
+def test_the_next_attempt_ships_what_a_killed_worker_left(db: Database) -> None:
+    job = submit(db)
+    old = claim(db).lease
+    journal = lines(*(step(n) for n in range(1, 6)))
+    eventlog.ship(db, old, journal[:2], attempt=1, relative=relative)
+    lifecycle.retry(db, old, reason="killed", policy=POLICY)
+    new = claim(db).lease
+    with pytest.raises(LeaseLostError):
+        eventlog.ship(db, old, journal, attempt=1, relative=relative)
+    assert eventlog.ship(db, new, journal, attempt=1, relative=relative) == 3
+    # The resumed attempt repeats steps 4 and 5: both stay as events, the metrics keep the newer ones.
+    eventlog.ship(db, new, lines(step(4, loss=9.0), step(5, loss=9.0)), attempt=2, relative=relative)
+    columns = reads.read_metrics(db, organization_id=ORGANIZATION, job_id=job.id, max_points=100)
+    assert columns["step"] == [1, 2, 3, 4, 5]
+    assert columns["loss"] == [1, 1, 1, 9, 9]
+    assert columns["attempt"] == [1, 1, 1, 2, 2]
+    shipped = [(event.attempt, event.line) for event in reads.events_since(db, job_id=job.id, seq=0, limit=99)]
+    assert [entry for entry in shipped if entry[1] is not None] == [(1, n) for n in range(5)] + [(2, 0), (2, 1)]
+
+
+def test_a_chart_has_as_many_points_as_asked_and_keeps_the_spike(db: Database) -> None:
+    job = submit(db)
+    lease = claim(db).lease
+    batch = lines(*(step(n, loss=50.0 if n == 777 else 1.0) for n in range(1, 1001)))
+    eventlog.ship(db, lease, batch, attempt=1, relative=relative)
+    columns = reads.read_metrics(db, organization_id=ORGANIZATION, job_id=job.id, max_points=50)
+    assert len(columns["step"]) <= 50
+    assert columns["step"][-1] == 1000
+    assert max(columns["loss_max"]) == 50.0
+    window = reads.read_metrics(
+        db, organization_id=ORGANIZATION, job_id=job.id, max_points=50, first_step=770, last_step=780
+    )
+    assert window["step"] == list(range(770, 781))
+    [curve] = reads.loss_curves(db, job_ids=[job.id], num_points=20).values()
+    assert 15 <= len(curve) <= 20
+
+
+def test_a_lost_lease_writes_nothing(db: Database) -> None:
+    job = submit(db)
+    lease = claim(db).lease
+    lifecycle.release_dead(db, host="host", incarnation="2", policy=POLICY)
+    before = reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id).last_seq
+    with pytest.raises(LeaseLostError):
+        eventlog.ship(db, lease, lines(step(1)), attempt=1, relative=relative)
+    assert reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id).last_seq == before

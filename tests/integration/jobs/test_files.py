@@ -1,0 +1,93 @@
+"""Uploads are checked while they are copied, and nothing is left of one that is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from jobs import files, lifecycle, reads
+from jobs.db import Database
+from jobs.errors import InvalidRequestError, InvalidStateError
+from jobs.models import File
+from jobs.spec import JobSpec
+
+from .conftest import ORGANIZATION, claim
+
+ROW = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+
+
+def store(db: Database, content: bytes, folder: Path, *, purpose: str = "fine-tune") -> File:
+    return files.store_file(
+        db,
+        io.BytesIO(content),
+        files_dir=folder,
+        organization_id=ORGANIZATION,
+        filename="../../etc/passwd",
+        purpose=purpose,
+    )
+
+
+def test_a_good_file_is_kept_byte_for_byte(db: Database, tmp_path: Path) -> None:
+    content = b"\xef\xbb\xbf" + ROW.replace(b"\n", b"\r\n") * 3 + b"\n" + ROW.strip()
+    stored = store(db, content, tmp_path)
+    assert (tmp_path / stored.id).read_bytes() == content
+    assert (stored.num_bytes, stored.num_lines) == (len(content), 4)
+    assert stored.sha256 == hashlib.sha256(content).hexdigest()
+    assert stored.filename == "../../etc/passwd"
+    assert reads.get_file(db, organization_id=ORGANIZATION, file_id=stored.id).id == stored.id
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "The file is empty"),
+        (b"\n \n", "no rows"),
+        (ROW + b"{oops}\n", "Line 2 is not valid JSON"),
+        (ROW + b"[1]\n", "Line 2 is not a JSON object"),
+        (ROW + b'{"a": NaN}\n', "Line 2 is not valid JSON"),
+        (ROW + b'{"a": "\xff"}\n', "Line 2 is not valid JSON"),
+        (ROW + b'{"a": "\\ud800"}\n', "Line 2 is not valid JSON"),
+        (b'{"a": ' * 100 + b"1" + b"}" * 100, "nested deeper than 64"),
+        (b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", "Line 1"),
+        (ROW + b'{"a": "' + b"x" * files.MAX_LINE_BYTES + b'"}\n', "Line 2 is longer than 4 MiB"),
+        (b"x" * (files.MAX_LINE_BYTES * 2), "Line 1 is longer than 4 MiB"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_line_and_leaves_nothing(
+    db: Database, tmp_path: Path, content: bytes, said: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=said):
+        store(db, content, tmp_path)
+    assert os.listdir(tmp_path) == []  # noqa: PTH208 - hidden files count too
+    assert reads.list_files(db, organization_id=ORGANIZATION, limit=10).items == []
+
+
+def test_another_purpose_may_hold_any_bytes(db: Database, tmp_path: Path) -> None:
+    assert store(db, b"\x00\xff", tmp_path, purpose="user_data").num_lines is None
+
+
+def test_a_file_that_a_job_needs_stays(db: Database, tmp_path: Path) -> None:
+    stored = store(db, ROW, tmp_path)
+    spec = JobSpec(model="m", training_file=stored.id, seed=1)
+    lifecycle.submit(db, spec=spec, organization_id=ORGANIZATION, api_key_id=None, metadata={})
+    with pytest.raises(InvalidStateError, match="cancel the job first"):
+        files.delete_file(db, stored, files_dir=tmp_path)
+    lifecycle.succeed(db, claim(db).lease, model_path="m", weights_sha256="w", trained_tokens=1)
+    files.delete_file(db, stored, files_dir=tmp_path)
+    assert not (tmp_path / stored.id).exists()
+
+
+def test_pages_follow_each_other(db: Database, tmp_path: Path) -> None:
+    ids = [store(db, ROW, tmp_path).id for _ in range(5)]
+    first = reads.list_files(db, organization_id=ORGANIZATION, limit=2)
+    assert [file.id for file in first.items] == ids[:-3:-1]
+    assert first.has_more
+    rest = reads.list_files(db, organization_id=ORGANIZATION, limit=3, after=first.items[-1].id)
+    assert [file.id for file in rest.items] == ids[2::-1]
+    assert not rest.has_more
+    oldest = reads.list_files(db, organization_id=ORGANIZATION, limit=1, ascending=True)
+    assert [file.id for file in oldest.items] == ids[:1]
