@@ -86,7 +86,7 @@ class Writer:
         return self.workspace.buffer("weight", weight.numel()).copy_(weight)
 
     def store(self, weight: Tensor, value: Tensor, *, start: int) -> None:
-        """Write `value` (fp32 [n], from `load`; destroyed) to `weight` [n], whose first global flat index is `start`."""
+        """Write `value` (fp32 [n], from `load`; destroyed) to `weight` [n], whose first flat index is `start`."""
         if value is weight:
             return
         pool = self.workspace.pool

@@ -1,0 +1,51 @@
+"""The plain executor: the model's own forward and backward pass over one micro-batch.
+
+The trainer hands over a list of micro-batches; other executors may take several (block by block, so that gradients
+can be accumulated). This one takes exactly one, because a fused update leaves no gradient to add to.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from lomo_core.data.batches import Batch
+from lomo_core.head import batch_loss
+from lomo_core.memory.meter import Meter
+from lomo_core.optim.fused import FusedOptimizer
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step did. `is_applied` is False where loss or gradient were not finite and no weight was changed."""
+
+    loss: float
+    num_correct: int
+    is_applied: bool
+
+
+class PlainExecutor:
+    """Runs a step on the whole model at once."""
+
+    def __init__(self, model: Any, optimizer: FusedOptimizer, meter: Meter) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._meter = meter
+
+    def run(self, batches: list[Batch]) -> StepResult:
+        """Forward, backward and update on one micro-batch.
+
+        Raises:
+            ValueError: there is not exactly one micro-batch.
+        """
+        if len(batches) != 1:
+            raise ValueError(f"the plain executor takes exactly one micro-batch, not {len(batches)}")
+        self._model.train()
+        result = batch_loss(self._model, batches[0])
+        # The one wait for the device: a loss that is not finite must not reach the weights.
+        loss = float(result.loss.detach())
+        self._meter.forward_done()
+        is_applied = math.isfinite(loss) and self._optimizer.backward(result.loss)
+        self._optimizer.step()
+        return StepResult(loss=loss, num_correct=int(result.num_correct), is_applied=is_applied)

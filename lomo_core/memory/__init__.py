@@ -1,0 +1,1 @@
+"""Memory by category: measured while a run goes on (`meter.py`)."""

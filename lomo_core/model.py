@@ -1,0 +1,128 @@
+"""Loading a model and its tokenizer for training: own dtype from the start, no code from the folder, no network.
+
+The weights are read straight into the run's precision: a bf16 run never holds an fp32 copy of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from lomo_core.config import Precision
+from lomo_core.errors import ModelError
+from lomo_core.model_folder import read_model_folder
+
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+# What transformers raises for folders that its own checks or a model's constructor refuse.
+_LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, AssertionError)
+
+
+def pick_device() -> torch.device:
+    """The first CUDA device where there is one, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def describe_device(device: torch.device) -> tuple[str, int | None]:
+    """PyTorch's name of the device with what it is, and its memory in bytes (None: unknown)."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{device} ({properties.name})", properties.total_memory
+    cpuinfo = Path("/proc/cpuinfo")
+    names = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    name = next((line.split(":", 1)[1].strip() for line in names if line.startswith("model name")), "unknown")
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return f"cpu ({name})", total
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """Load the fast tokenizer of a checked folder; it has a padding token afterwards.
+
+    Raises:
+        ModelError: it cannot be loaded, or has neither padding nor end token.
+    """
+    _be_quiet()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(path), trust_remote_code=False, local_files_only=True
+        )
+    except _LOAD_ERRORS as error:
+        raise ModelError(f"the model's tokenizer cannot be loaded: {error}", param="model") from error
+    if not tokenizer.is_fast:
+        raise ModelError("the model's tokenizer has no fast form (tokenizer.json): convert it first", param="model")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError("the model's tokenizer has neither a padding nor an end token", param="model")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(path: str | Path, *, precision: Precision, device: torch.device) -> Any:
+    """Load the weights in the run's precision on the device, in evaluation mode.
+
+    Raises:
+        ModelError: the folder is unsafe or incomplete, or transformers does not know the model.
+    """
+    _be_quiet()
+    read_model_folder(path)
+    try:
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            str(path),
+            dtype=DTYPES[precision],
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except _LOAD_ERRORS as error:
+        raise ModelError(f"the model cannot be loaded: {error}", param="model") from error
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"the model's weight files lack {len(missing)} tensors ({', '.join(missing[:3])}): copy the model again",
+            param="model",
+        )
+    return model.to(device).eval()
+
+
+def enable_activation_checkpointing(model: Any) -> bool:
+    """Recompute each block's activations in the backward pass; False where the architecture cannot.
+
+    Never the reentrant kind: with it a shared weight would be updated before its gradient is complete.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        return False
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return True
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters, each storage counted once."""
+    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    return sum(storages.values())
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Hash of every parameter's name, dtype, shape and bytes, in the order of the names; a tied weight counts once."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+        digest.update(_as_bytes(parameter.detach()))
+    return digest.hexdigest()
+
+
+def _as_bytes(tensor: Tensor) -> Any:
+    return tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy()
+
+
+def _be_quiet() -> None:
+    """Keep transformers' bars and advice off stderr: what matters is said in the journal."""
+    logging: Any = transformers.utils.logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
