@@ -46,6 +46,7 @@ class DataFolder:
         try:
             self._make()
             self._lock_fd = self._locked()
+            self.remove_stack()  # a killed holder left it
         except OSError as error:
             raise DataDirError(
                 f"The data folder {self.path} cannot be used: {error.strerror or error}"

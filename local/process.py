@@ -31,7 +31,7 @@ _LEFTOVER_POLL_S = 0.05
 _LEFTOVER_GRACE_S = 10.0  # Postgres' fast shutdown takes 0.1 s idle and was seen to take 2 s on a busy machine
 _LEFTOVER_KILL_S = 5.0  # after SIGQUIT a backend does nothing more but exit
 _KILLED_EXIT_S = 10.0  # the kernel's time to take down a killed process that still holds memory or disk
-_MAX_LOG_BYTES = 16 * 1024**2  # a week of INFO lines of an idle stack is about 2 MB; one old file is kept beside it
+_MAX_LOG_BYTES = 16 * 1024**2  # a bound on what restarts pile up; one old file is kept beside the new one
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,15 @@ def test_stack_json_is_private_and_goes_away(folder):
     assert not folder.stack_json.exists()
 
 
+def test_stack_json_of_a_killed_holder_does_not_outlast_the_next_lock(folder):
+    folder.write_stack({"pid": 1})
+    folder.release()
+    again = DataFolder(folder.path)
+    again.acquire()
+    assert not folder.stack_json.exists()
+    again.release()
+
+
 def test_up_on_a_held_folder_names_the_holder(folder):
     folder.note_holder(8123)
     refused = up("--data-dir", folder.path, "--port", "0")
