@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lomo_core.config import TrainConfig
-from lomo_core.death_watch import watch_parent
+from lomo_core.death_watch import start_death_watch
 from lomo_core.errors import ConfigError, EngineError
 from lomo_core.events import Failed
 from lomo_core.journal import Journal
@@ -44,7 +44,7 @@ _LIBRARY_ENVIRONMENT = {
 def main(argv: list[str], environment: MutableMapping[str, str]) -> int:
     """Run one command and return its exit code."""
     arguments = _parser().parse_args(argv)
-    watch_parent(environment)
+    start_death_watch()
     for name, value in _LIBRARY_ENVIRONMENT.items():
         environment.setdefault(name, value)
     try:

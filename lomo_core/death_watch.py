@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
 
 PARENT_FD = "LOMO_ENGINE_PARENT_FD"
 PARENT_PID = "LOMO_ENGINE_PARENT_PID"
@@ -20,15 +19,15 @@ PARENT_PID = "LOMO_ENGINE_PARENT_PID"
 _PR_SET_PDEATHSIG = 1
 
 
-def watch_parent(environment: Mapping[str, str]) -> None:
-    """Start the watches that the environment asks for.
+def start_death_watch() -> None:
+    """Start the watches that the environment asks for; none where it says nothing.
 
     `LOMO_ENGINE_PARENT_FD`: descriptor of the read end of a pipe whose other end only the parent holds.
     `LOMO_ENGINE_PARENT_PID`: the parent's process id; where it is no longer the parent, this process ends at once.
     """
-    if descriptor := environment.get(PARENT_FD):
+    if descriptor := os.environ.get(PARENT_FD):
         threading.Thread(target=_wait_for_end, args=(int(descriptor),), name="death-watch", daemon=True).start()
-    if (pid := environment.get(PARENT_PID)) and sys.platform == "linux":
+    if (pid := os.environ.get(PARENT_PID)) and sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         # The parent may have died before the call above.
         if os.getppid() != int(pid):
