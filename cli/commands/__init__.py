@@ -1,0 +1,1 @@
+"""The groups of sub-commands, one module each; they share `cli.session`."""
