@@ -12,10 +12,6 @@ from contextlib import contextmanager
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-# The channel of NOTIFY on which every change of a job is told; the payload is the job's id. `append_events` rings it
-# and the server listens.
-NOTIFY_CHANNEL = "lomo_jobs"
-
 # Seconds to connect; milliseconds for one statement, for a lock, and for a transaction left idle. A heartbeat is due
 # every 10 s, so a statement that takes longer than 5 s is of no use to anybody.
 _CONNECT_TIMEOUT_S = 3
