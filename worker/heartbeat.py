@@ -1,0 +1,78 @@
+"""Signs of life: a running job's lease is renewed, and with the same answer comes what its user asked for.
+
+An outage of the database ends nothing: the lease may be renewed after its end as long as nobody has reaped it. A lost
+lease ends everything: somebody else may run the job by now.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from jobs import lifecycle
+from jobs.db import Database
+from jobs.errors import LeaseLostError
+from jobs.lifecycle import Claim
+from worker.outage import OUTAGES, Backoff
+
+
+class Heartbeat:
+    """Renews one lease in a thread of its own until `stop`, or until the lease is lost.
+
+    `wake` is set whenever something has changed that the runner has to look at.
+    """
+
+    def __init__(self, db: Database, claim: Claim, *, every_s: float, lease_s: float, wake: threading.Event) -> None:
+        self._db = db
+        self._claim = claim
+        self._every_s = every_s
+        self._lease_s = lease_s
+        self._wake = wake
+        self._stopped = threading.Event()
+        self.lost = threading.Event()
+        """The lease is gone."""
+        self.cancel_requested = threading.Event()
+        """The job's user wants it to end."""
+
+    def run(self) -> None:
+        """Renew at once and then every `every_s`. After a failure the next try comes sooner."""
+        backoff = Backoff("renewing a lease")
+        wait_s = 0.0
+        while not self._stopped.wait(wait_s):
+            try:
+                asked = lifecycle.renew(self._db, self._claim.lease, lease_s=self._lease_s)
+            except LeaseLostError:
+                self.lost.set()
+                self._wake.set()
+                return
+            except OUTAGES as error:
+                wait_s = min(backoff.failed(error), self._every_s)
+                continue
+            backoff.worked()
+            wait_s = self._every_s
+            if asked.cancel and not self.cancel_requested.is_set():
+                self.cancel_requested.set()
+                self._wake.set()
+
+    def stop(self) -> None:
+        """Renew no more; `run` returns."""
+        self._stopped.set()
+
+
+class HostPulse:
+    """Reports the host as alive for as long as the worker runs, jobs or none: what `/readyz` and the dashboard show."""
+
+    def __init__(self, db: Database, *, name: str, every_s: float) -> None:
+        self._db = db
+        self._name = name
+        self._every_s = every_s
+
+    def run(self, stopped: threading.Event) -> None:
+        """Report every `every_s` until `stopped`."""
+        backoff = Backoff("reporting the host")
+        while not stopped.wait(self._every_s):
+            try:
+                lifecycle.see_host(self._db, name=self._name)
+            except OUTAGES as error:
+                backoff.failed(error)
+            else:
+                backoff.worked()

@@ -1,0 +1,182 @@
+"""The state of one worker process: its name and incarnation, its slots, and the thread that reports the host as alive.
+
+A host is served by one worker at a time: a lock in the data folder refuses a second one of the same name, which would
+take the first one's running jobs for those of a dead predecessor.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from typing import BinaryIO
+
+import structlog
+
+from jobs import lifecycle, reads
+from jobs.db import Database
+from jobs.errors import LeaseLostError
+from jobs.lifecycle import Claim
+from worker.gpus import describe_devices, host_memory_bytes
+from worker.heartbeat import HostPulse
+from worker.outage import OUTAGES, StillAwayError, first_line, persist
+from worker.runner import Host, JobRunner
+from worker.settings import WorkerSettings
+
+# Connections: per job the runner, its heartbeat and its shipper; beside them the host's pulse, ring and reaper.
+_CONNECTIONS_PER_JOB = 3
+_CONNECTIONS_BESIDE = 3
+
+log = structlog.get_logger(__name__)
+
+
+class WorkerRefusedError(Exception):
+    """This worker must not start; the text says why and what to do."""
+
+
+class Node:
+    """One worker of one host. `ring` doubles as "send a doorbell": the node rings when it finds work it cannot take."""
+
+    def __init__(self, settings: WorkerSettings, *, send_ring: Callable[[], object], host: Host | None = None) -> None:
+        self.settings = settings
+        self.stopping = threading.Event()
+        """Set by SIGTERM; every job looks at it."""
+        self.incarnation = secrets.token_hex(8)
+        db = Database(settings.database_url, pool_size=_CONNECTIONS_PER_JOB * settings.slots + _CONNECTIONS_BESIDE)
+        self.host = host or Host(db=db, settings=settings, stopping=self.stopping)
+        self._db = self.host.db
+        self._send_ring = send_ring
+        self._slots = threading.Semaphore(settings.slots)
+        self._rung = threading.Event()
+        self._closed = threading.Event()
+        self._lock_file: BinaryIO | None = None
+        self._pulse = threading.Thread(target=self._live, name="host-pulse", daemon=True)
+
+    @property
+    def owner(self) -> str:
+        """The name under which this process holds leases."""
+        return f"{self.settings.worker_name}/{self.incarnation}"
+
+    def start(self) -> None:
+        """Take the host's lock, then announce the host and look for work, in a thread that waits for the database.
+
+        Raises:
+            WorkerRefusedError: another worker of this name runs here, or the data folder cannot be used.
+        """
+        self._lock_file = self._take_lock()
+        self._pulse.start()
+
+    def close(self) -> None:
+        """End the thread and close the database's connections; the lock goes with its file."""
+        self._closed.set()
+        self.stopping.set()
+        if self._pulse.ident is not None:
+            self._pulse.join()
+        self._db.dispose()
+        if self._lock_file is not None:
+            self._lock_file.close()
+
+    def work(self) -> None:
+        """Claim and run jobs until none is left. Returns at once where all slots are taken: their threads claim again.
+
+        A ring that comes between a slot's last look at the queue and its release would be lost; so the ring is noted
+        first, and whoever gives a slot back looks at the note.
+        """
+        self._rung.set()
+        while self._rung.is_set() and not self.stopping.is_set():
+            if not self._slots.acquire(blocking=False):
+                return
+            try:
+                self._rung.clear()
+                while not self.stopping.is_set() and self._run_next():
+                    pass
+            finally:
+                self._slots.release()
+
+    def reap(self) -> None:
+        """Requeue what dead workers held, and ring for queued jobs: their message may be lost, or their wait over."""
+        settings = self.settings
+        reaped = lifecycle.reap(
+            self._db,
+            every_s=settings.reap_every_s,
+            lease_s=settings.lease_s,
+            grace_s=settings.lease_grace_s,
+            policy=self.host.retry_policy,
+        )
+        if reaped:
+            log.warning("jobs_reaped", job_ids=reaped)
+        if reads.due_jobs(self._db) > 0:
+            self._send_ring()
+
+    def _run_next(self) -> bool:
+        """Run one job, if there is one."""
+        claim = lifecycle.claim(self._db, owner=self.owner, lease_s=self.settings.lease_s)
+        if claim is None:
+            return False
+        if self.settings.slots > 1:
+            self._send_ring()  # one message may stand for several jobs: another slot looks too
+        has_ended = False
+        try:
+            JobRunner(self.host, claim).run()
+            has_ended = True
+        except StillAwayError as error:
+            log.warning("job_left_behind", job_id=claim.lease.job_id, error=str(error))
+            has_ended = True
+        finally:
+            if not has_ended:
+                self._give_back(claim)
+        return True
+
+    def _give_back(self, claim: Claim) -> None:
+        """After a defect of the worker itself: the job need not wait for its lease to run out."""
+        reason = "The worker met an unexpected error"
+        try:
+            lifecycle.retry(self._db, claim.lease, reason=reason, policy=self.host.retry_policy)
+        except (LeaseLostError, *OUTAGES) as error:
+            log.warning("job_not_given_back", job_id=claim.lease.job_id, error=first_line(error))
+
+    def _live(self) -> None:
+        try:
+            persist(self._announce, what="announcing the host", stopping=self._closed)
+        except StillAwayError:
+            return
+        self._send_ring()
+        HostPulse(self._db, name=self.settings.worker_name, every_s=self.settings.heartbeat_s).run(self._closed)
+
+    def _announce(self) -> None:
+        """Record the host, and free what its killed predecessor held: it cannot be running, since the lock is ours."""
+        name = self.settings.worker_name
+        lifecycle.register_host(
+            self._db,
+            name=name,
+            incarnation=self.incarnation,
+            memory_bytes=host_memory_bytes(),
+            devices=describe_devices(),
+        )
+        freed = lifecycle.release_dead(self._db, host=name, incarnation=self.incarnation, policy=self.host.retry_policy)
+        log.info("host_announced", host=name, incarnation=self.incarnation, freed_job_ids=freed)
+
+    def _take_lock(self) -> BinaryIO:
+        """Lock `worker-<name>.lock`. The kernel lets go of it when this process ends, however it ends."""
+        path = self.settings.data_dir / f"worker-{self.settings.worker_name}.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file = path.open("ab")
+        except OSError as error:
+            raise WorkerRefusedError(
+                f"The data folder {path.parent} cannot be written: {error.strerror}. Set LOMO_DATA_DIR to one that can."
+            ) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise WorkerRefusedError(
+                f"A worker named {self.settings.worker_name!r} already runs on the data folder {path.parent}. "
+                "Stop it, or give this one another name by LOMO_WORKER_NAME."
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode("ascii"))
+        file.flush()
+        return file

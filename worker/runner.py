@@ -1,0 +1,355 @@
+"""One claimed job, from its claim to its end.
+
+    leftovers of dead attempts -> model (from disk, or the hub) -> run.json -> engine -> verdict -> the job's new status
+
+Three threads share the work: one renews the lease, one ships the journal, and this one starts the engine and watches
+them all. Whatever says that the lease is gone ends in the same way: the engine's group is killed and nothing more is
+written.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import errno
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from jobs import catalog, lifecycle, reads
+from jobs.db import Database
+from jobs.errors import InvalidRequestError, LeaseLostError
+from jobs.lifecycle import Claim, JobFailure, RetryPolicy
+from lomo_core.errors import ConfigError, DiskFullError
+from lomo_core.events import JOURNAL_NAME
+from worker.engine_process import EngineProcess, engine_environment, hub_environment
+from worker.heartbeat import Heartbeat
+from worker.journal_shipper import JournalShipper, find_finished, ship_leftovers
+from worker.outage import STOP_PATIENCE_S, StillAwayError, persist
+from worker.outcome import (
+    RELEASED_REASON,
+    Asked,
+    Cancelled,
+    Died,
+    GaveUp,
+    Released,
+    Succeeded,
+    Verdict,
+    api_param,
+    judge,
+)
+from worker.retention import attempt_folder, prune_superseded
+from worker.run_config import RUN_CONFIG_NAME, RunPaths, to_train_config
+from worker.settings import WorkerSettings
+
+T = TypeVar("T")
+
+_HUB_COMMAND = (sys.executable, "-m", "worker.hub")
+_POLL_S = 0.05  # how late an engine's end is seen; a poll is one system call
+
+log = structlog.get_logger(__name__)
+
+
+class _GaveUpError(Exception):
+    """The attempt ends before its engine has started; carries the verdict."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(str(verdict))
+        self.verdict = verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What all jobs of a worker share."""
+
+    db: Database
+    settings: WorkerSettings
+    stopping: threading.Event
+    """Set when the worker is told to stop."""
+
+    @property
+    def retry_policy(self) -> RetryPolicy:
+        """How often a job is tried again."""
+        return RetryPolicy(max_failures=self.settings.max_failures, backoff_s=self.settings.retry_backoff_s)
+
+
+class JobRunner:
+    """Runs one claimed job; `run` returns when the claim has ended, however it did."""
+
+    def __init__(self, host: Host, claim: Claim) -> None:
+        self._host = host
+        self._claim = claim
+        self._db = host.db
+        self._settings = host.settings
+        # Absolute, since the engine has another working directory and its paths come back in the journal.
+        self._data_dir = host.settings.data_dir.absolute()
+        self._job_folder = self._data_dir / "runs" / claim.lease.job_id
+        self._folder = attempt_folder(self._data_dir / "runs", job_id=claim.lease.job_id, attempt=claim.lease.attempt)
+        self._wake = threading.Event()
+        self._heartbeat = Heartbeat(
+            host.db,
+            claim,
+            every_s=host.settings.heartbeat_s,
+            lease_s=host.settings.lease_s,
+            wake=self._wake,
+        )
+        self._beating: Future[None] | None = None
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix=claim.lease.job_id)
+
+    def run(self) -> None:
+        """Run the job to the end of this attempt and write down how it ended.
+
+        Raises:
+            StillAwayError: the worker was told to stop while the database was away; the lease will run out.
+        """
+        with (
+            self._threads,
+            structlog.contextvars.bound_contextvars(job_id=self._claim.lease.job_id, attempt=self._claim.lease.attempt),
+        ):
+            log.info("job_claimed", model=self._claim.spec.model)
+            self._beating = self._start_thread(self._heartbeat.run)
+            try:
+                self._conclude(self._attempt())
+            except LeaseLostError:
+                log.warning("lease_lost")
+            finally:
+                self._heartbeat.stop()
+
+    def _attempt(self) -> Verdict:
+        try:
+            finished = self._ship_leftovers()
+            if finished is not None:
+                return finished
+            self._prepare()
+            return self._train()
+        except _GaveUpError as error:
+            return error.verdict
+        except InvalidRequestError as error:
+            return GaveUp(failure=JobFailure(code=error.code, message=error.message, param=error.param))
+        except ConfigError as error:
+            failure = JobFailure(code=error.code, message=error.message, param=api_param(error.param))
+            return GaveUp(failure=failure)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            message = "The worker's disk is full: the run's folder could not be written."
+            return GaveUp(failure=JobFailure(code=DiskFullError.code, message=message))
+
+    # -- before the engine
+
+    def _ship_leftovers(self) -> Succeeded | None:
+        """Ship what killed workers left in the journals of earlier attempts. A model that one of them had already
+        completed is taken as this attempt's result."""
+        lease, result = self._claim.lease, None
+        for earlier in self._persist(lambda: reads.list_attempts(self._db, job_id=lease.job_id), "reading attempts"):
+            if earlier.number >= lease.attempt:
+                continue
+            path = attempt_folder(self._data_dir / "runs", job_id=lease.job_id, attempt=earlier.number) / JOURNAL_NAME
+            self._persist(self._leftover_shipper(path, attempt=earlier.number, first=earlier.shipped_lines), "shipping")
+            finished = find_finished(path)
+            if finished is not None and Path(finished.model_path).is_dir():
+                result = Succeeded(finished)
+        return result
+
+    def _leftover_shipper(self, path: Path, *, attempt: int, first: int) -> Callable[[], int]:
+        return lambda: ship_leftovers(
+            self._db, self._claim, path, attempt=attempt, first=first, relative=self._relative
+        )
+
+    def _prepare(self) -> None:
+        """Write the engine's specification into the attempt's folder."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        spec = self._claim.spec
+        paths = RunPaths(
+            run_dir=self._folder,
+            model=self._find_model(),
+            train=self._find_file(spec.training_file, param="training_file"),
+            validation=self._find_file(spec.validation_file, param="validation_file") if spec.validation_file else None,
+            resume_from=self._find_checkpoints(),
+        )
+        text = to_train_config(spec, paths).to_json()
+        (self._folder / RUN_CONFIG_NAME).write_text(text, encoding="utf-8")
+
+    def _find_model(self) -> Path:
+        claim = self._claim
+        source = self._persist(
+            lambda: catalog.resolve_model(
+                self._db, self._settings, organization_id=claim.organization_id, name=claim.spec.model
+            ),
+            "finding the model",
+        )
+        if source.path is not None:
+            return source.path.absolute()
+        if source.hub_id is None:
+            raise AssertionError("a model is in a folder or on the hub")
+        return self._download(source.hub_id)
+
+    def _download(self, hub_id: str) -> Path:
+        self._persist(
+            lambda: lifecycle.say(self._db, self._claim.lease, f"Downloading {hub_id} from the Hugging Face hub."),
+            "reporting",
+        )
+        command = [*_HUB_COMMAND, hub_id, str(self._data_dir / "hub")]
+        child = EngineProcess(command, folder=self._folder, environment=hub_environment())
+        exit_code, asked = self._watch(child, shipping=None)
+        *_, answer = child.log_tail().splitlines() or [""]
+        if exit_code == 0:
+            return Path(answer)
+        if asked is Asked.CANCEL:
+            raise _GaveUpError(Cancelled())
+        if asked is Asked.STOP:
+            raise _GaveUpError(Released(RELEASED_REASON))
+        if exit_code < 0:
+            raise _GaveUpError(Died("The download of the base model was killed"))
+        raise InvalidRequestError(answer, code="model_download_failed", param="model")
+
+    def _find_file(self, file_id: str, *, param: str) -> Path:
+        path = self._data_dir / "files" / file_id
+        if not path.is_file():
+            raise InvalidRequestError(
+                f"The file {file_id} is not in the worker's data folder. Server and workers must share it.",
+                code="file_not_found",
+                param=param,
+            )
+        return path
+
+    def _find_checkpoints(self) -> tuple[Path, ...]:
+        """Published checkpoints that are still on disk, newest first: the engine keeps and verifies the last few."""
+        job_id = self._claim.lease.job_id
+        rows = self._persist(lambda: reads.resume_candidates(self._db, job_id=job_id), "reading checkpoints")
+        return tuple(path for path in (self._data_dir / row.path for row in rows) if path.is_dir())
+
+    # -- the engine
+
+    def _train(self) -> Verdict:
+        shipper = JournalShipper(
+            self._db,
+            self._claim,
+            self._folder / JOURNAL_NAME,
+            relative=self._relative,
+            every_s=self._settings.ship_every_s,
+            on_checkpoint=lambda: prune_superseded(self._job_folder, attempt=self._claim.lease.attempt),
+        )
+        environment = engine_environment(num_threads=self._settings.engine_threads)
+        command = [*self._settings.engine_command, "train", str(self._folder / RUN_CONFIG_NAME)]
+        engine = EngineProcess(command, folder=self._folder, environment=environment)
+        log.info("engine_started", pid=engine.pid)
+        shipping = self._start_thread(shipper.run)
+        try:
+            exit_code, asked = self._watch(engine, shipping=shipping)
+            log.info("engine_ended", exit_code=exit_code, asked=asked.value)
+            shipper.end()
+            self._await_shipping(shipping)
+        finally:
+            shipper.abort()
+        verdict = judge(exit_code, asked=asked, finished=shipper.finished, failed=shipper.failed)
+        if isinstance(verdict, GaveUp) and verdict.show_log:
+            tail = engine.log_tail() or "(nothing)"
+            self._persist(
+                lambda: lifecycle.say(
+                    self._db, self._claim.lease, f"The end of the engine's output:\n{tail}", level="error"
+                ),
+                "reporting",
+            )
+        return verdict
+
+    def _watch(self, child: EngineProcess, *, shipping: Future[None] | None) -> tuple[int, Asked]:
+        """Wait for a child's end, passing on what is asked of it. Returns its exit code and why it was told to stop.
+
+        Raises:
+            LeaseLostError: the lease is gone; the child has been killed.
+        """
+        asked, deadline = Asked.NOTHING, None
+        try:
+            while (exit_code := child.poll()) is None:
+                self._check_threads(shipping)
+                if asked is Asked.NOTHING and (asked := self._asked()) is not Asked.NOTHING:
+                    log.info("engine_told_to_stop", reason=asked.value)
+                    child.terminate()
+                    deadline = time.monotonic() + self._settings.stop_grace_s
+                if deadline is not None and time.monotonic() > deadline:
+                    log.warning("engine_killed", after_s=self._settings.stop_grace_s)
+                    child.kill()
+                self._wake.wait(_POLL_S)
+                self._wake.clear()
+        finally:
+            child.kill()
+        return exit_code, asked
+
+    def _asked(self) -> Asked:
+        if self._heartbeat.cancel_requested.is_set():
+            return Asked.CANCEL
+        return Asked.STOP if self._host.stopping.is_set() else Asked.NOTHING
+
+    def _check_threads(self, shipping: Future[None] | None) -> None:
+        """Pass on what ended another thread: a lost lease, or a defect."""
+        if self._heartbeat.lost.is_set():
+            raise LeaseLostError(self._claim.lease.job_id, self._claim.lease.attempt)
+        for thread in (self._beating, shipping):
+            if thread is not None and thread.done():
+                thread.result()
+
+    def _start_thread(self, work: Callable[[], None]) -> Future[None]:
+        """Run `work` beside this thread, its log lines bound to the job as well."""
+        return self._threads.submit(contextvars.copy_context().run, work)
+
+    def _await_shipping(self, shipping: Future[None]) -> None:
+        """Wait until the journal's rest is in the database; not for long once the worker stops.
+
+        Raises:
+            StillAwayError: the rest was left to the next attempt.
+        """
+        deadline = None
+        while not shipping.done():
+            self._check_threads(None)
+            if self._host.stopping.is_set():
+                deadline = deadline or time.monotonic() + STOP_PATIENCE_S
+                if time.monotonic() > deadline:
+                    raise StillAwayError("gave up shipping the journal: its rest is left to the next attempt")
+            self._wake.wait(_POLL_S)
+            self._wake.clear()
+        shipping.result()
+
+    # -- after the engine
+
+    def _conclude(self, verdict: Verdict) -> None:
+        """Write the verdict down; the one place where a claim ends."""
+        self._persist(lambda: self._write(verdict), "ending the job")
+        log.info("attempt_ended", verdict=type(verdict).__name__.lower())
+        if isinstance(verdict, Succeeded):
+            prune_superseded(
+                self._job_folder, attempt=self._claim.lease.attempt, keep=Path(verdict.finished.model_path)
+            )
+
+    def _write(self, verdict: Verdict) -> None:
+        lease = self._claim.lease
+        match verdict:
+            case Succeeded():
+                finished = verdict.finished
+                lifecycle.succeed(
+                    self._db,
+                    lease,
+                    model_path=self._relative(finished.model_path),
+                    weights_sha256=finished.weights_sha256,
+                    trained_tokens=finished.num_trained_tokens,
+                )
+            case GaveUp():
+                lifecycle.fail(self._db, lease, verdict.failure)
+            case Cancelled():
+                lifecycle.cancelled(self._db, lease)
+            case Released():
+                lifecycle.release(self._db, lease, reason=verdict.reason)
+            case Died():
+                lifecycle.retry(self._db, lease, reason=verdict.reason, policy=self._host.retry_policy)
+
+    def _persist(self, write: Callable[[], T], what: str) -> T:
+        return persist(write, what=what, stopping=self._host.stopping)
+
+    def _relative(self, path: str) -> str:
+        return Path(path).relative_to(self._data_dir).as_posix()

@@ -1,0 +1,38 @@
+"""Settings of the worker, beside those it shares with the server: which host it is and how it treats its engines."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import sys
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
+
+from jobs.settings import JobsSettings
+
+
+class WorkerSettings(JobsSettings):
+    """One worker serves one host; two hosts have two names."""
+
+    worker_name: str = Field(
+        default_factory=socket.gethostname, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", strict=True
+    )
+    """The host's name, as users see it and as leases hold it (before a slash, hence none in it)."""
+    slots: int = Field(default=1, ge=1, le=64)
+    """Jobs at once. An engine takes the whole device, so more than one is for hosts with several."""
+    stop_grace_s: float = Field(default=50.0, ge=0)
+    """Time an engine has between SIGTERM and SIGKILL to write its checkpoint. Below the 60 s after which `lomo up` and
+    compose kill the worker itself, so that the job can still be given back."""
+    ship_every_s: float = Field(default=0.2, gt=0)
+    """Interval in which the engine's journal is read: what a live log lags behind. A batch costs about 5 ms."""
+    engine_command: Annotated[tuple[str, ...], NoDecode] = (sys.executable, "-m", "lomo_core")
+    """How the engine is started, as a shell would split it: for one in another environment, or below a profiler."""
+    engine_threads: int | None = Field(default=None, ge=1)
+    """CPU threads of an engine; None leaves it to PyTorch (all cores)."""
+
+    @field_validator("engine_command", mode="before")
+    @classmethod
+    def _split_command(cls, value: object) -> object:
+        return tuple(shlex.split(value)) if isinstance(value, str) else value
