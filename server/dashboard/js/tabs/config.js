@@ -1,0 +1,47 @@
+// What the job was asked to do, what it ran on, and the commands that would start the same job again.
+import { html } from '../../vendor/htm-preact-3.1.1.module.js';
+import { createBody, createForms, optionsOf } from '../commands.js';
+import { duration, gb, int, short } from '../format.js';
+import { Commands, Copy } from '../components/basics.js';
+
+const sayClip = ({ mode, threshold }) => (mode === 'none' ? 'none' : `${mode}, ${threshold}`);
+
+function settings(job) {
+  const hyper = job.hyperparameters ?? {};
+  const options = Object.entries(optionsOf(job)).map(([key, value]) => [key, key === 'clip' ? sayClip(value) : String(value)]);
+  return [
+    ['n_epochs', hyper.n_epochs], ['batch_size', hyper.batch_size], ['learning_rate_multiplier', hyper.learning_rate_multiplier],
+    ['seed', job.seed], ...options,
+  ];
+}
+
+function facts({ job, attempts }) {
+  const { wire } = job;
+  return [
+    ['Base model', job.base],
+    ['Parameters', job.parameters === null ? 'not known yet' : `${short(job.parameters)}, all trained`],
+    ['Training file', wire.training_file],
+    ['Validation file', wire.validation_file ?? 'none'],
+    ['Training rows', job.rows === null ? 'not known yet' : int(job.rows)],
+    ['Device', job.device ?? 'not known yet'],
+    ['Device memory', job.limit ? `${gb(job.limit)} GB` : 'not known'],
+    ['Tuned model', job.tuned ?? 'not made yet'],
+    ['Model folder', wire.lomo?.model_path ?? 'not made yet'],
+    ['Weights sha256', wire.lomo?.weights_sha256 ?? 'not made yet'],
+    ['Attempts', attempts.length ? attempts.map(sayAttempt).join(' · ') : 'none yet'],
+    ...Object.entries(wire.metadata ?? {}).map(([key, value]) => [`metadata.${key}`, String(value)]),
+  ];
+}
+
+function sayAttempt({ number, host, started_at: start, ended_at: end, outcome }) {
+  return `${number}: ${[host, outcome ?? 'runs', start && end ? duration(end - start) : ''].filter(Boolean).join(', ')}`;
+}
+
+const Pairs = ({ pairs }) => html`<dl class="kv">${pairs.filter(([, v]) => v != null).map(([key, value]) => html`<dt>${key}</dt><dd>${String(value)}</dd>`)}</dl>`;
+
+export function Config({ state }) {
+  const pairs = settings(state.job.wire);
+  return html`<div class="halves"><div><h3 class="row between">Settings <${Copy} label="settings" text=${pairs.map(([k, v]) => `${k}: ${v}`).join('\n')} /></h3><${Pairs} pairs=${pairs} /></div>
+      <div><h3 class="facthead">What it runs on</h3><${Pairs} pairs=${facts(state)} /></div></div>
+    <div class="again"><h3>The same job again</h3><${Commands} label="create command" forms=${createForms(createBody(state.job.wire))} /></div>`;
+}

@@ -1,0 +1,15 @@
+// The milestones of a job, newest first: every message and evaluation, without the steps.
+import { html } from '../../vendor/htm-preact-3.1.1.module.js';
+import { clockSeconds, fullTime, visible } from '../format.js';
+import { Icon } from '../components/icons.js';
+
+export const isMilestone = event => !event.data?.memory;
+
+export function Events({ state, older }) {
+  const rows = state.events.filter(isMilestone).reverse();
+  return html`<ol class="events">${rows.map(event => html`<li key=${event.seq}>
+      <time class="muted small" title=${fullTime(event.created_at)}>${clockSeconds(event.created_at)}</time>
+      <span class=${{ warn: 'warn', error: 'bad' }[event.level] ?? 'faint'}><${Icon} name=${event.level in { warn: 1, error: 1 } ? event.level : 'info'} /><span class="sr">${event.level}</span></span>
+      <span class="text">${visible(event.message)}</span></li>`)}</ol>
+    ${state.hasOlder && html`<p class="more"><button class="btn s" onClick=${older}>Show older events</button></p>`}`;
+}
