@@ -10,11 +10,14 @@ from typing import Annotated
 
 import typer
 
+from local.demo import run as run_demo
 from local.errors import LocalError
 from local.progress import ConsoleProgress
 from local.stack import Stack
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+_EXIT_INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
 
 DataDir = Annotated[Path, typer.Option(help="Folder for everything the service keeps; made if it is not there.")]
 
@@ -46,6 +49,24 @@ def up(
     except LocalError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+@app.command()
+def demo(
+    data_dir: DataDir = Path("var/lomo"),
+    *,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port of the server; 0 takes a free one.")] = 0,
+) -> None:
+    """Fine-tune a small pretrained model on real data through the whole service, then stop it."""
+    _interrupt_on_signals()
+    try:
+        exit_code = run_demo(data_dir, port=port)
+    except KeyboardInterrupt:
+        raise typer.Exit(_EXIT_INTERRUPTED) from None
+    except LocalError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    raise typer.Exit(exit_code)
 
 
 def _interrupt_on_signals() -> None:

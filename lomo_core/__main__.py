@@ -1,4 +1,4 @@
-"""The engine as a process: `python -m lomo_core train RUN_JSON | evaluate ... | inspect ...`.
+"""The engine as a process: `python -m lomo_core train RUN_JSON | evaluate | inspect | convert`.
 
 Exit codes are those of `errors.py`. A user's error is one line on stderr and a `failed` event, never a traceback; an
 unexpected error leaves its traceback on stderr, which the worker keeps, and exit code 1.
@@ -52,6 +52,8 @@ def main(argv: list[str], environment: MutableMapping[str, str]) -> int:
             return _train(Path(arguments.run_json), environment)
         if arguments.command == "evaluate":
             return _evaluate(arguments, environment)
+        if arguments.command == "convert":
+            return _convert(arguments, environment)
         return _inspect(Path(arguments.model))
     except EngineError as error:
         sys.stderr.write(f"{error.message}\n")
@@ -73,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     inspect = commands.add_parser("inspect", help="check a model folder and print its facts")
     inspect.add_argument("--model", required=True, help="model folder")
+    convert = commands.add_parser("convert", help="make a model folder of a GGUF file")
+    convert.add_argument("--gguf", required=True, help="the file to read")
+    convert.add_argument("--out", required=True, help="the folder to make")
     return parser
 
 
@@ -120,6 +125,12 @@ def _evaluate(arguments: argparse.Namespace, environment: MutableMapping[str, st
 
 def _inspect(model: Path) -> int:
     _print_json(read_model_folder(model).facts())
+    return 0
+
+
+def _convert(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+    _set_up_torch(environment)
+    importlib.import_module("lomo_core.convert").convert_gguf(Path(arguments.gguf), Path(arguments.out))
     return 0
 
 

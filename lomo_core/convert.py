@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from lomo_core.errors import ModelError
 
@@ -27,12 +28,16 @@ def convert_gguf(gguf_path: Path, out_dir: Path) -> None:
         raise ModelError(f"there is no file {gguf_path}", param="gguf")
     if out_dir.exists():
         raise ModelError(f"{out_dir} exists already: remove it or name another folder", param="out")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     source, name = str(gguf_path.parent), gguf_path.name
     try:
         model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
     except (ValueError, OSError, ImportError) as error:
-        raise ModelError(f"{gguf_path.name} cannot be read as a causal language model: {error}", param="gguf") from error
+        raise ModelError(
+            f"{gguf_path.name} cannot be read as a causal language model: {error}", param="gguf"
+        ) from error
     # save_pretrained would ask the quantiser how to write quantised weights; these are plain ones.
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
         if hasattr(model, attribute):
