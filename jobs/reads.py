@@ -253,6 +253,13 @@ def get_file(db: Database, *, organization_id: str, file_id: str, param: str = "
         return _owned(session, File, file_id, organization_id, what="file", param=param)
 
 
+def find_file(db: Database, *, organization_id: str, file_id: str) -> File | None:
+    """One file, or None where this organization has no such file."""
+    with db.read() as session:
+        file = session.get(File, file_id)
+        return file if file is not None and file.organization_id == organization_id else None
+
+
 def list_files(
     db: Database,
     *,

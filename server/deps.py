@@ -1,0 +1,93 @@
+"""Dependencies of the routes: the server's parts, the caller, and bodies, read only once the caller is known."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.datastructures import FormData
+
+from jobs.keys import Principal
+from server.auth import check_origin, find_credential
+from server.errors import unauthenticated
+from server.json_body import parse_json
+from server.schemas import CreateJob
+from server.services import Services
+from server.sse import Watcher
+
+
+def get_services(request: Request) -> Services:
+    """The parts of this server."""
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
+
+
+def authenticated(request: Request, services: ServicesDep) -> Principal:
+    """The caller. Every route that is not on the public list depends on this.
+
+    Raises:
+        ApiError: 401 without a valid credential; 403 for a browser's request that comes from another site.
+    """
+    credential = find_credential(request)
+    if credential is None:
+        raise unauthenticated("No API key: send the header `Authorization: Bearer sk-lomo-...`.")
+    principal = services.authenticator.find(credential)
+    if principal is None and credential.kind == "key":
+        raise unauthenticated("This API key is not valid: it is mistyped, unknown or revoked.")
+    if principal is None:
+        raise unauthenticated("The session has ended: log in again.")
+    if credential.kind == "session":
+        check_origin(request, method=request.method, required=True)
+    return principal
+
+
+Caller = Annotated[Principal, Depends(authenticated)]
+
+
+def get_watcher(request: Request, services: Services, caller: Principal) -> Watcher:
+    """The caller as the reader of a stream.
+
+    Raises:
+        ApiError: 429 where there is no room for another stream.
+    """
+    services.hub.check_room(caller.api_key_id)
+    credential = find_credential(request)
+
+    def is_still_valid() -> bool:
+        try:
+            return credential is not None and services.authenticator.find_fresh(credential) is not None
+        except (OperationalError, PoolTimeoutError):
+            # Nobody can tell, and nothing new is sent while the database does not answer.
+            return True
+
+    return Watcher(caller, is_still_valid)
+
+
+async def read_create_body(request: Request, _caller: Caller) -> CreateJob:
+    """The body of a job's creation. Whatever the content type says, it must be JSON (curl sends a form's by default).
+
+    Raises:
+        InvalidRequestError: the body is not acceptable JSON.
+        RequestValidationError: it does not fit the schema.
+    """
+    try:
+        return CreateJob.model_validate(parse_json(await request.body()))
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError(details) from error
+
+
+async def read_upload_form(request: Request, _caller: Caller) -> FormData:
+    """The multipart form of an upload; the file lies in a temporary file by now."""
+    return await request.form(max_files=1, max_fields=8)
+
+
+CreateBody = Annotated[CreateJob, Depends(read_create_body)]
+UploadForm = Annotated[FormData, Depends(read_upload_form)]

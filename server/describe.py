@@ -1,0 +1,187 @@
+"""From rows to the objects of the API: the one place where a column gets its public name.
+
+The time that a running job still needs is `seconds per step x steps left`, less the time since its last step but by no
+more than one step: seconds per step is wall-clock time over the last 50 steps of the present attempt
+(`jobs.reads.read_details`), so that evaluations and checkpoints count, and the estimate stands still when the run does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from jobs import reads
+from jobs.db import Database
+from jobs.ids import event_id, tuned_model_id
+from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Job, TunedModel
+from jobs.reads import JobDetails
+from jobs.settings import JobsSettings
+from jobs.spec import JobSpec
+from jobs.status import JobStatus
+from server import schemas
+
+# Points of a picture as wide as a finger; the dashboard draws one per 2 pixels.
+NUM_CURVE_POINTS = 48
+
+
+def describe_jobs(
+    db: Database, settings: JobsSettings, jobs: Sequence[Job], *, with_curve: bool = False
+) -> list[schemas.FineTuningJob]:
+    """Jobs as the API shows them, in the given order."""
+    details = reads.read_details(
+        db, job_ids=[job.id for job in jobs], num_curve_points=NUM_CURVE_POINTS if with_curve else 0
+    )
+    return [_job(job, details[job.id], settings) for job in jobs]
+
+
+def describe_event(event: Event) -> schemas.JobEvent:
+    """An event; the status that it changed the job to is merged into its data."""
+    data = event.data
+    if event.status is not None:
+        data = {**(data or {}), "status": event.status}
+    return schemas.JobEvent(
+        id=event_id(event.job_id, event.seq),
+        created_at=_unix(event.created_at),
+        level=event.level,
+        message=event.message,
+        type=event.type,
+        data=data,
+        seq=event.seq,
+        attempt=event.attempt,
+    )
+
+
+def describe_checkpoint(checkpoint: Checkpoint, spec: JobSpec) -> schemas.JobCheckpoint:
+    """A checkpoint, named after the model that its job makes."""
+    name = tuned_model_id(base_model=spec.model, suffix=spec.suffix, job_id=checkpoint.job_id)
+    return schemas.JobCheckpoint(
+        id=checkpoint.id,
+        created_at=_unix(checkpoint.created_at),
+        fine_tuned_model_checkpoint=f"{name}:ckpt-step-{checkpoint.step}",
+        fine_tuning_job_id=checkpoint.job_id,
+        metrics=schemas.CheckpointMetrics(
+            step=checkpoint.step, train_loss=checkpoint.train_loss, valid_loss=checkpoint.valid_loss
+        ),
+        step_number=checkpoint.step,
+        bytes=checkpoint.num_bytes,
+        manifest_sha256=checkpoint.manifest_sha256,
+        attempt=checkpoint.attempt,
+    )
+
+
+def describe_evaluation(evaluation: Evaluation) -> schemas.Evaluation:
+    """One evaluation."""
+    return schemas.Evaluation(
+        step=evaluation.step,
+        created_at=_unix(evaluation.created_at),
+        num_rows=evaluation.num_rows,
+        valid_loss=evaluation.valid_loss,
+        valid_mean_token_accuracy=evaluation.valid_mean_token_accuracy,
+        choice_accuracy=evaluation.choice_accuracy,
+    )
+
+
+def describe_attempt(attempt: Attempt) -> schemas.Attempt:
+    """One attempt."""
+    return schemas.Attempt(
+        number=attempt.number,
+        host=_host(attempt.owner),
+        started_at=_unix(attempt.started_at),
+        ended_at=_unix(attempt.ended_at) if attempt.ended_at else None,
+        outcome=attempt.outcome,
+        detail=attempt.detail,
+    )
+
+
+def describe_file(file: File) -> schemas.FileObject:
+    """An uploaded file."""
+    return schemas.FileObject(
+        id=file.id,
+        bytes=file.num_bytes,
+        created_at=_unix(file.created_at),
+        filename=file.filename,
+        purpose=file.purpose,
+        num_lines=file.num_lines,
+        sha256=file.sha256,
+    )
+
+
+def describe_model(model: TunedModel) -> schemas.Model:
+    """A tuned model."""
+    return schemas.Model(id=model.id, created=_unix(model.created_at), owned_by=model.organization_id)
+
+
+def eta_s(job: Job, *, step_s: float | None, now: datetime) -> float | None:
+    """Seconds until a running job's last step, or None where nothing can be said yet. The formula is at the top."""
+    if job.status != JobStatus.RUNNING or job.total_steps is None or job.step_at is None or step_s is None:
+        return None
+    since_last_step = max(0.0, (now - job.step_at).total_seconds())
+    return max(0.0, step_s * (job.total_steps - job.step) - min(since_last_step, step_s))
+
+
+def _job(job: Job, details: JobDetails, settings: JobsSettings) -> schemas.FineTuningJob:
+    spec = JobSpec.model_validate(job.spec)
+    used = schemas.UsedHyperparameters(
+        n_epochs=spec.n_epochs, batch_size=spec.batch_size, learning_rate_multiplier=spec.learning_rate_multiplier
+    )
+    now = datetime.now(UTC)
+    left_s = eta_s(job, step_s=details.step_s, now=now)
+    return schemas.FineTuningJob(
+        id=job.id,
+        model=spec.model,
+        created_at=_unix(job.created_at),
+        finished_at=_unix(job.finished_at) if job.finished_at else None,
+        fine_tuned_model=job.fine_tuned_model,
+        organization_id=job.organization_id,
+        status=job.status,
+        validation_file=spec.validation_file,
+        training_file=spec.training_file,
+        hyperparameters=used,
+        # OpenAI tells it at the end only.
+        trained_tokens=job.trained_tokens if job.finished_at else None,
+        error=schemas.JobError.model_validate(job.error) if job.error else None,
+        seed=spec.seed,
+        estimated_finish=None if left_s is None else _unix(now) + round(left_s),
+        user_provided_suffix=spec.suffix,
+        method=schemas.UsedMethod(supervised=schemas.UsedSupervised(hyperparameters=used)),
+        metadata=job.metadata_,
+        lomo=_lomo(job, details, spec=spec, left_s=left_s, settings=settings),
+    )
+
+
+def _lomo(
+    job: Job, details: JobDetails, *, spec: JobSpec, left_s: float | None, settings: JobsSettings
+) -> schemas.JobLomo:
+    run = job.run or {}
+    owner = job.lease_owner or details.owner
+    return schemas.JobLomo(
+        # Not model_dump: the nested options stay objects.
+        **dict(spec.lomo),
+        attempt=job.attempt,
+        failures=job.failures,
+        host=_host(owner) if owner else None,
+        started_at=_unix(job.started_at) if job.started_at else None,
+        cancel_requested=job.cancel_requested_at is not None,
+        step=job.step,
+        total_steps=job.total_steps,
+        loss=job.loss,
+        tokens_per_second=job.tokens_per_s,
+        eta_s=None if left_s is None else round(left_s, 1),
+        num_parameters=run.get("num_parameters"),
+        num_train_rows=run.get("num_train_rows"),
+        device=run.get("device"),
+        device_bytes=run.get("device_bytes"),
+        memory=schemas.Memory(measured=job.memory, measured_peak_bytes=(job.memory or {}).get("peak_bytes")),
+        evaluations=[describe_evaluation(evaluation) for evaluation in details.evaluations],
+        weights_sha256=job.weights_sha256,
+        model_path=str((settings.data_dir / details.model_path).absolute()) if details.model_path else None,
+        loss_curve=details.loss_curve,
+    )
+
+
+def _host(owner: str) -> str:
+    return owner.partition("/")[0]
+
+
+def _unix(moment: datetime) -> int:
+    return int(moment.timestamp())

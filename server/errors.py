@@ -1,0 +1,150 @@
+"""The only place that knows both our errors and HTTP. Every error's body is OpenAI's:
+`{"error": {"message", "type", "param", "code"}}`, so that the official clients show the reason.
+
+What the client retries (408, 409, 429, 5xx) is chosen with care: a wrong state is 400, since asking again cannot help.
+A rejected value is never echoed: it may be what JSON cannot hold, or a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
+
+from jobs.errors import InvalidRequestError, InvalidStateError, JobsError, NotFoundError
+
+# Seconds: a restart of Postgres takes 0.1 to 2 s; the official client retries after as long as this says.
+_RETRY_AFTER_S = 2
+# A key of the request's body is named in the error; one that is longer was not written for people.
+_MAX_NAME_CHARS = 64
+
+_STATUS: dict[type[JobsError], int] = {NotFoundError: 404, InvalidRequestError: 400, InvalidStateError: 400}
+_STATUS_BY_CODE = {"file_too_large": 413}
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 415: "unsupported_media_type"}
+
+# Where FastAPI found a value: the first part of the place of an error of its own, not of a body's.
+_SOURCES = frozenset({"query", "path", "header"})
+
+log = structlog.get_logger(__name__)
+
+
+class ApiError(Exception):
+    """An error of HTTP itself, raised where there is no domain error to map."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = headers or {}
+
+
+def unauthenticated(message: str) -> ApiError:
+    """401: no key, or one that is not valid."""
+    return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def forbidden(message: str, *, code: str) -> ApiError:
+    """403: the caller is known and may not do this."""
+    return ApiError(403, message, code=code)
+
+
+def too_large(limit_bytes: int) -> ApiError:
+    """413: the body is larger than this route takes. The rest of it is not read, so the connection ends."""
+    message = f"The request's body is larger than {limit_bytes // 2**20} MiB."
+    return ApiError(413, message, code="request_too_large", headers={"Connection": "close"})
+
+
+def error_response(error: ApiError) -> Response:
+    """The response that tells an error."""
+    if error.status >= 500:
+        kind = "server_error"
+    else:
+        kind = "rate_limit_error" if error.status == 429 else "invalid_request_error"
+    body = {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    return Response(orjson.dumps(body), error.status, dict(error.headers), media_type="application/json")
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers that turn every exception into OpenAI's error body."""
+    app.exception_handler(ApiError)(_handle_api_error)
+    app.exception_handler(JobsError)(_handle_jobs_error)
+    app.exception_handler(RequestValidationError)(_handle_validation_error)
+    app.exception_handler(HTTPException)(_handle_http_exception)
+    for unreachable in (OperationalError, InterfaceError, PoolTimeoutError):
+        app.exception_handler(unreachable)(_handle_unreachable_database)
+    app.exception_handler(Exception)(_handle_unexpected)
+
+
+def describe_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first of pydantic's errors as a sentence, its place as a dotted name; how many more there are."""
+    first = errors[0]
+    place = (
+        first["loc"][1:] if first["loc"] and first["loc"][0] in {"body", "query", "path", "header"} else first["loc"]
+    )
+    param = ".".join(str(part) for part in place)[:_MAX_NAME_CHARS] or None
+    match first["type"]:
+        case "extra_forbidden":
+            message, code = f"Unknown key: {param!r}.", "unknown_parameter"
+        case "missing":
+            message, code = f"Missing required key: {param!r}.", "missing_required_parameter"
+        case _:
+            reason = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
+            message, code = f"Invalid value for {param!r}: {reason}.", "invalid_value"
+    if len(errors) > 1:
+        message += f" ({len(errors) - 1} more)"
+    return ApiError(400, message, code=code, param=param)
+
+
+def _handle_api_error(_request: Request, error: ApiError) -> Response:
+    return error_response(error)
+
+
+def _handle_jobs_error(_request: Request, error: JobsError) -> Response:
+    status = _STATUS_BY_CODE.get(error.code) or _STATUS[type(error)]
+    return error_response(ApiError(status, error.message, code=error.code, param=error.param))
+
+
+def _handle_validation_error(_request: Request, error: RequestValidationError) -> Response:
+    return error_response(describe_validation(error.errors()))
+
+
+def _handle_http_exception(request: Request, error: HTTPException) -> Response:
+    where = f"{request.method} {request.url.path}"
+    messages = {404: f"No such endpoint: {where}", 405: f"Not allowed here: {where}"}
+    message = messages.get(error.status_code, str(error.detail))
+    code = _CODES.get(error.status_code, "invalid_request")
+    return error_response(ApiError(error.status_code, message, code=code, headers=error.headers))
+
+
+def _handle_unreachable_database(_request: Request, error: Exception) -> Response:
+    log.warning("database_unreachable", error=str(error).splitlines()[0])
+    message = "The database does not answer; nothing is lost, please try again."
+    headers = {"Retry-After": str(_RETRY_AFTER_S)}
+    return error_response(ApiError(503, message, code="database_unavailable", headers=headers))
+
+
+def _handle_unexpected(request: Request, _error: Exception) -> Response:
+    """Starlette raises the error again after this response, so that its traceback is logged; the caller gets none.
+
+    This runs outside our middleware, so the request's id is set here.
+    """
+    request_id = getattr(request.state, "request_id", "unknown")
+    message = f"The server made a mistake; its log tells more under {request_id}."
+    return error_response(ApiError(500, message, code="server_error", headers={"x-request-id": request_id}))

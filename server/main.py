@@ -1,0 +1,95 @@
+"""The application: its parts, its middleware and its routes, closed to strangers unless a route is on the list."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from fastapi.staticfiles import StaticFiles
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute, Mount
+
+from jobs.db import Database
+from jobs.dispatch import make_celery
+from jobs.migrate import head_revision
+from server import errors
+from server.auth import Authenticator
+from server.deps import authenticated
+from server.hub import Hub
+from server.middleware import BodyLimit, Gate, RequestContext
+from server.routes import files, health, jobs, models, pages, runs
+from server.services import Services
+from server.settings import ServerSettings
+
+# Everything that answers without a key: probes, the login, and pages and assets that hold code but no data.
+PUBLIC = frozenset(
+    {"GET /healthz", "GET /readyz", "GET /", "GET /login", "POST /login", "/assets"},
+)
+
+
+def create_app(settings: ServerSettings) -> FastAPI:
+    """The server as an ASGI application. Nothing is connected to before it starts."""
+    db = Database(settings.database_url, pool_size=settings.database_pool_size)
+    services = Services(
+        settings=settings,
+        db=db,
+        broker=make_celery(settings.broker_url),
+        authenticator=Authenticator(db),
+        hub=Hub(db, settings),
+        schema_revision=head_revision(),
+    )
+    app = FastAPI(
+        lifespan=_lifespan,
+        # The API is described in docs/api.md; the generated pages would need a CDN.
+        openapi_url=None,
+        redirect_slashes=False,
+        middleware=[
+            Middleware(RequestContext),
+            Middleware(Gate, allowed_hosts=_allowed_hosts(settings)),
+            Middleware(BodyLimit),
+        ],
+    )
+    app.state.services = services
+    errors.install(app)
+    for module in (files, jobs, runs, models, health, pages):
+        # Flat, not nested, so that what guards a route can be seen on it.
+        app.router.routes.extend(module.router.routes)
+    app.mount("/assets", StaticFiles(directory=pages.DASHBOARD_DIR, check_dir=False))
+    unguarded = sorted(name for route in app.routes for name in _names(route) if not _is_guarded(route, name))
+    if unguarded:
+        raise RuntimeError(f"routes without authentication: {unguarded}")
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    services.hub.start()
+    yield
+    await services.hub.close()
+    services.broker.close()
+    services.db.dispose()
+
+
+def _allowed_hosts(settings: ServerSettings) -> frozenset[str]:
+    return frozenset(name.lower() for name in (*settings.allowed_hosts, settings.server_host))
+
+
+def _names(route: BaseRoute) -> Iterator[str]:
+    if isinstance(route, APIRoute):
+        yield from (f"{method} {route.path}" for method in route.methods or ())
+    elif isinstance(route, Mount):
+        yield route.path
+    else:
+        yield repr(route)
+
+
+def _is_guarded(route: BaseRoute, name: str) -> bool:
+    return name in PUBLIC or (isinstance(route, APIRoute) and _depends_on_caller(route.dependant))
+
+
+def _depends_on_caller(dependant: Dependant) -> bool:
+    return dependant.call is authenticated or any(_depends_on_caller(inner) for inner in dependant.dependencies)

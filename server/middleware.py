@@ -1,0 +1,179 @@
+"""What every request passes before a route sees it: pure ASGI, so that streams pass through unbuffered.
+
+From the outside in: `RequestContext` (request id, security headers, one log line), `Gate` (host, encodings, NUL),
+`BodyLimit` (bytes counted while they arrive, also where no length was announced).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jobs.files import MAX_FILE_BYTES
+from server.errors import ApiError, error_response, too_large
+
+# The largest JSON body is a job with 16 pairs of metadata, some 20 KB; 1 MiB is generous and cheap.
+MAX_JSON_BYTES = 1024 * 1024
+# The multipart frame around a file: boundaries, headers, the other fields.
+MAX_UPLOAD_BYTES = MAX_FILE_BYTES + 1024 * 1024
+# A client that sends nothing for this long in the middle of a body holds a connection for no good.
+_BODY_SILENCE_S = 30.0
+_UPLOAD_PATH = "/v1/files"
+# Probes come by address, not by name, and learn nothing worth protecting.
+_PROBES = frozenset({"/healthz", "/readyz"})
+_LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+# A path longer than this was not written by people; it would only fill the log.
+_MAX_LOGGED_PATH_CHARS = 200
+
+_SECURITY_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    # Not no-referrer: with it browsers send `Origin: null` on form posts, and the origin is what we check.
+    "referrer-policy": "same-origin",
+}
+
+log = structlog.get_logger("server.access")
+
+
+class RequestContext:
+    """Gives each request an id, each response the security headers, and the log one line for both."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = f"req_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        # Never unbound: a request has a task, and so a context, of its own; uvicorn logs tracebacks in it.
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        started = time.monotonic()
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _complete_headers(MutableHeaders(scope=message), scope["path"], request_id)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        finally:
+            say = log.debug if scope["path"] in _PROBES else log.info
+            say(
+                "request",
+                method=scope["method"],
+                path=scope["path"][:_MAX_LOGGED_PATH_CHARS],
+                # 0: the route failed before it answered, or the client left.
+                status=status,
+                ms=round((time.monotonic() - started) * 1000, 1),
+            )
+
+
+class Gate:
+    """Turns away what no route should have to think of."""
+
+    def __init__(self, app: ASGIApp, *, allowed_hosts: frozenset[str]) -> None:
+        self.app = app
+        self._allowed_hosts = allowed_hosts | _LOCAL_HOSTS
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it."""
+        error = self._find_fault(scope) if scope["type"] == "http" else None
+        if error is not None:
+            await error_response(error)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _find_fault(self, scope: Scope) -> ApiError | None:
+        headers = Headers(scope=scope)
+        host = _without_port(headers.get("host", ""))
+        # A page of another site that points its own name at this address (DNS rebinding) still names itself here.
+        if scope["path"] not in _PROBES and host not in self._allowed_hosts and "*" not in self._allowed_hosts:
+            message = "This server is not known by that host name; LOMO_ALLOWED_HOSTS lists the names it answers to."
+            return ApiError(400, message, code="unknown_host")
+        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            return ApiError(400, "The address holds a NUL character.", code="invalid_value")
+        # Nothing is ever unpacked here, so nothing can explode.
+        if headers.get("content-encoding", "identity") != "identity":
+            return ApiError(415, "Send the body without Content-Encoding.", code="unsupported_media_type")
+        return None
+
+
+class BodyLimit:
+    """Ends a request whose body is too large or too slow, while it arrives."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request with a counted body."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        is_upload = scope["path"] == _UPLOAD_PATH and scope["method"] == "POST"
+        limit = MAX_UPLOAD_BYTES if is_upload else MAX_JSON_BYTES
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdecimal() and len(announced) < 20 and int(announced) > limit:
+            await error_response(too_large(limit))(scope, receive, send)
+            return
+        await self.app(scope, _CountedBody(receive, limit), send)
+
+
+class _CountedBody:
+    """`receive` with a limit on the body's bytes, and on silence until the body has ended."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._num_bytes = 0
+        self._ended = False
+
+    async def __call__(self) -> Message:
+        """The next message.
+
+        Raises:
+            ApiError: 413 beyond the limit, 408 after too long a silence.
+        """
+        if self._ended:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(_BODY_SILENCE_S):
+                message: dict[str, Any] = dict(await self._receive())
+        except TimeoutError as error:
+            raise ApiError(408, "The request's body did not arrive.", code="request_timeout") from error
+        self._num_bytes += len(message.get("body", b""))
+        self._ended = not message.get("more_body", False)
+        if self._num_bytes > self._limit:
+            raise too_large(self._limit)
+        return message
+
+
+def _complete_headers(headers: MutableHeaders, path: str, request_id: str) -> None:
+    headers["x-request-id"] = request_id
+    for name, value in _SECURITY_HEADERS.items():
+        headers[name] = value
+    if path.startswith("/assets/"):
+        # The names hold no hash, so the browser asks each time and is answered 304.
+        headers["cache-control"] = "no-cache"
+    else:
+        headers.setdefault("cache-control", "no-store")
+
+
+def _without_port(host: str) -> str:
+    """The name in a Host header, in lower case."""
+    name, separator, port = host.lower().rpartition(":")
+    return name if separator and port.isdecimal() else host.lower()

@@ -1,0 +1,113 @@
+"""`/v1/files`: uploads that jobs train on."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Annotated, Literal, get_args
+
+from fastapi import APIRouter, Depends, Query
+from fastapi.responses import FileResponse
+from starlette.datastructures import FormData, UploadFile
+
+from jobs import files, reads
+from jobs.errors import InvalidRequestError, NotFoundError
+from server import schemas
+from server.deps import Caller, ServicesDep, UploadForm, authenticated
+from server.describe import describe_file
+
+router = APIRouter(prefix="/v1/files", dependencies=[Depends(authenticated)])
+
+# OpenAI's purposes of an upload. Only fine-tune is used here; the others are kept as they are.
+Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+# The longest file name of common file systems.
+_MAX_FILENAME_CHARS = 255
+
+
+@router.post("")
+def create_file(form: UploadForm, caller: Caller, services: ServicesDep) -> schemas.FileObject:
+    """Store an upload. Its lines are checked on the way to disk if it is to train on."""
+    upload, purpose = _read_form(form)
+    file = files.store_file(
+        services.db,
+        upload.file,
+        files_dir=services.settings.files_dir,
+        organization_id=caller.organization_id,
+        filename=display_name(upload.filename or ""),
+        purpose=purpose,
+    )
+    return describe_file(file)
+
+
+@router.get("")
+def list_files(
+    caller: Caller,
+    services: ServicesDep,
+    query: Annotated[schemas.FilesQuery, Query()],
+) -> schemas.FileList:
+    """The caller's files."""
+    page = reads.list_files(
+        services.db,
+        organization_id=caller.organization_id,
+        limit=query.limit,
+        after=query.after,
+        purpose=query.purpose,
+        ascending=query.order == "asc",
+    )
+    data = [describe_file(file) for file in page.items]
+    first, last = (data[0].id, data[-1].id) if data else (None, None)
+    return schemas.FileList(data=data, first_id=first, last_id=last, has_more=page.has_more)
+
+
+@router.get("/{file_id}")
+def get_file(file_id: str, caller: Caller, services: ServicesDep) -> schemas.FileObject:
+    """One file's description."""
+    return describe_file(reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id))
+
+
+@router.get("/{file_id}/content")
+def get_content(file_id: str, caller: Caller, services: ServicesDep) -> FileResponse:
+    """One file's bytes, always as a download: a page in it must not run on our origin."""
+    file = reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id)
+    path = services.settings.files_dir / file.id
+    if not path.is_file():
+        raise NotFoundError(f"The bytes of {file.id} are no longer on this server.", param="file_id")
+    return FileResponse(path, media_type="application/octet-stream", filename=file.filename)
+
+
+@router.delete("/{file_id}")
+def delete_file(file_id: str, caller: Caller, services: ServicesDep) -> schemas.DeletedFile:
+    """Remove a file that no unfinished job needs."""
+    file = reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id)
+    files.delete_file(services.db, file, files_dir=services.settings.files_dir)
+    return schemas.DeletedFile(id=file.id)
+
+
+def display_name(filename: str) -> str:
+    """The uploader's name for a file, fit to be shown: the last part of a path, without control characters."""
+    name = filename.replace("\\", "/").rpartition("/")[2]
+    # Cc: control, Cf: such as marks that turn the direction of writing, Cs: halves of characters.
+    printable = "".join("_" if unicodedata.category(char) in {"Cc", "Cf", "Cs"} else char for char in name)
+    return printable[:_MAX_FILENAME_CHARS] or "upload"
+
+
+def _read_form(form: FormData) -> tuple[UploadFile, Purpose]:
+    """The two fields of an upload.
+
+    Raises:
+        InvalidRequestError: one is missing or wrong, or there is another.
+    """
+    unknown = sorted(set(form.keys()) - {"file", "purpose"})
+    if unknown:
+        raise InvalidRequestError(
+            f"The field {unknown[0][:64]!r} is not supported.", code="unknown_parameter", param=unknown[0][:64]
+        )
+    upload, purpose = form.get("file"), form.get("purpose")
+    if not isinstance(upload, UploadFile):
+        raise InvalidRequestError(
+            "Send the file as multipart form data in the field 'file'.", code="missing_required_parameter", param="file"
+        )
+    for known in get_args(Purpose):
+        if purpose == known:
+            return upload, known
+    purposes = ", ".join(get_args(Purpose))
+    raise InvalidRequestError(f"The field 'purpose' must be one of: {purposes}.", param="purpose")

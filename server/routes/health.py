@@ -1,0 +1,53 @@
+"""`/healthz`: the process lives. `/readyz`: a job that is submitted now would be run. Both need no key."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from jobs import reads
+from jobs.reads import Readiness
+from server import schemas
+from server.deps import ServicesDep
+
+router = APIRouter()
+
+# A worker host is seen, and the reaper ticks, every 5 to 10 s; a minute is several misses and not one.
+_MAX_SILENCE_S = 60.0
+_OK = "ok"
+
+
+@router.get("/healthz")
+async def get_health() -> dict[str, str]:
+    """Always well while the process answers; without a thread, so that it answers when all of them are busy."""
+    return {"status": _OK}
+
+
+@router.get("/readyz")
+def get_readiness(services: ServicesDep, response: Response) -> schemas.Readiness:
+    """200 where the database, a worker and the reaper are there, else 503 and which of them is not."""
+    try:
+        checks = _check(reads.read_readiness(services.db), services.schema_revision)
+    except (DBAPIError, PoolTimeoutError):
+        checks = {"database": "does not answer, or has no schema: run `python -m jobs migrate`"}
+    is_ready = all(state == _OK for state in checks.values())
+    if not is_ready:
+        response.status_code = 503
+    return schemas.Readiness(status="ready" if is_ready else "not_ready", checks=checks)
+
+
+def _check(found: Readiness, head: str) -> dict[str, str]:
+    is_current = found.schema_revision == head
+    return {
+        "database": _OK,
+        "schema": _OK if is_current else f"at {found.schema_revision}, needs {head}: run `python -m jobs migrate`",
+        "worker": _state(found.worker_seen_s, "no worker has been seen"),
+        "reaper": _state(found.reaper_ticked_s, "Celery beat has not ticked"),
+    }
+
+
+def _state(silent_s: float | None, what: str) -> str:
+    if silent_s is None:
+        return f"{what} yet"
+    return _OK if silent_s <= _MAX_SILENCE_S else f"{what} for {silent_s:.0f} s"

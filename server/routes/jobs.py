@@ -1,0 +1,113 @@
+"""`/v1/fine_tuning/jobs`: create, list, watch, get and cancel."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
+
+from jobs import catalog, dispatch, lifecycle, reads
+from jobs.errors import InvalidRequestError
+from jobs.spec import JobSpec
+from server import schemas
+from server.deps import Caller, CreateBody, ServicesDep, authenticated, get_watcher
+from server.describe import describe_jobs
+from server.services import Services
+from server.sse import EventStreamResponse, stream_jobs
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", dependencies=[Depends(authenticated)])
+
+_METADATA_PARAMETER = re.compile(r"metadata\[(.{1,64})\]")
+
+
+@router.post("")
+def create_job(
+    body: CreateBody, caller: Caller, services: ServicesDep, background: BackgroundTasks
+) -> schemas.FineTuningJob:
+    """Queue a job. The doorbell rings after the response, since a broker that is down must not delay or fail it."""
+    spec = body.to_spec()
+    _check_references(services, spec, organization_id=caller.organization_id)
+    job = lifecycle.submit(
+        services.db,
+        spec=spec,
+        organization_id=caller.organization_id,
+        api_key_id=caller.api_key_id,
+        metadata=body.metadata or {},
+    )
+    background.add_task(dispatch.ring, services.broker)
+    return describe_jobs(services.db, services.settings, [job])[0]
+
+
+@router.get("", response_model=None)
+def list_jobs(
+    request: Request,
+    caller: Caller,
+    services: ServicesDep,
+    query: Annotated[schemas.JobsQuery, Query()],
+) -> schemas.JobList | Response:
+    """The caller's jobs, newest first; as a stream: a page of them, then each that changes."""
+    with_curve = "loss_curve" in query.include
+    metadata = _read_metadata_filter(request)
+    if query.stream:
+        if query.after is not None or metadata is not None:
+            raise InvalidRequestError("A stream of jobs takes neither 'after' nor 'metadata'.", param="stream")
+        watcher = get_watcher(request, services, caller)
+        return EventStreamResponse(stream_jobs(services.hub, watcher=watcher, limit=query.limit, with_curve=with_curve))
+    page = reads.list_jobs(
+        services.db, organization_id=caller.organization_id, limit=query.limit, after=query.after, metadata=metadata
+    )
+    data = describe_jobs(services.db, services.settings, page.items, with_curve=with_curve)
+    return schemas.JobList(data=data, has_more=page.has_more)
+
+
+@router.get("/{job_id}")
+def get_job(job_id: str, caller: Caller, services: ServicesDep) -> schemas.FineTuningJob:
+    """One job."""
+    job = reads.get_job(services.db, organization_id=caller.organization_id, job_id=job_id)
+    return describe_jobs(services.db, services.settings, [job])[0]
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: str, caller: Caller, services: ServicesDep) -> schemas.FineTuningJob:
+    """Cancel a job: at once where it waits, by its worker where it runs (`lomo.cancel_requested` until then)."""
+    job = lifecycle.request_cancel(services.db, organization_id=caller.organization_id, job_id=job_id)
+    return describe_jobs(services.db, services.settings, [job])[0]
+
+
+def _check_references(services: Services, spec: JobSpec, *, organization_id: str) -> None:
+    """See that the model and the files exist and may be trained on.
+
+    Raises:
+        InvalidRequestError: one does not or may not; `param` says which.
+    """
+    catalog.resolve_model(services.db, services.settings, organization_id=organization_id, name=spec.model)
+    for param, file_id in (("training_file", spec.training_file), ("validation_file", spec.validation_file)):
+        if file_id is None:
+            continue
+        file = reads.find_file(services.db, organization_id=organization_id, file_id=file_id)
+        if file is None:
+            raise InvalidRequestError(
+                f"There is no file {file_id!r}: upload it with POST /v1/files first.",
+                code="file_not_found",
+                param=param,
+            )
+        if file.purpose != "fine-tune":
+            raise InvalidRequestError(
+                f"The file {file_id} was uploaded for {file.purpose!r}: upload it with purpose fine-tune.",
+                code="invalid_file_purpose",
+                param=param,
+            )
+
+
+def _read_metadata_filter(request: Request) -> dict[str, str] | None:
+    """`metadata[key]=value` pairs of the query; `metadata=null` asks for jobs without any."""
+    pairs: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if match := _METADATA_PARAMETER.fullmatch(name):
+            pairs[match[1]] = value
+        elif name == "metadata":
+            if value != "null":
+                raise InvalidRequestError("Filter by metadata[key]=value or metadata=null.", param="metadata")
+            return {}
+    return pairs or None

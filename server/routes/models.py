@@ -1,0 +1,42 @@
+"""`/v1/models`: the base models of this server and the caller's tuned ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter, Depends
+
+from jobs import catalog, reads
+from jobs.errors import NotFoundError
+from server import schemas
+from server.deps import Caller, ServicesDep, authenticated
+from server.describe import describe_model
+
+router = APIRouter(prefix="/v1/models", dependencies=[Depends(authenticated)])
+
+
+@router.get("")
+def list_models(caller: Caller, services: ServicesDep) -> schemas.ModelList:
+    """Every model that a job can start from: base models, then tuned ones, newest first."""
+    base = [_describe_base(name, folder) for name, folder in catalog.base_models(services.settings)]
+    tuned = reads.list_models(services.db, organization_id=caller.organization_id)
+    return schemas.ModelList(data=[*base, *(describe_model(model) for model in tuned)])
+
+
+# A name may hold a slash, and clients send it raw.
+@router.get("/{model:path}")
+def get_model(model: str, caller: Caller, services: ServicesDep) -> schemas.Model:
+    """One model by name."""
+    tuned = reads.find_model(services.db, organization_id=caller.organization_id, model_id=model)
+    if tuned is not None:
+        return describe_model(tuned)
+    for name, folder in catalog.base_models(services.settings):
+        if name == model:
+            return _describe_base(name, folder)
+    message = f"The model {model!r} does not exist. GET /v1/models lists the models of this server."
+    raise NotFoundError(message, code="model_not_found", param="model")
+
+
+def _describe_base(name: str, folder: Path) -> schemas.Model:
+    created = int((folder / "config.json").stat().st_mtime)
+    return schemas.Model(id=name, created=created, owned_by="base")

@@ -1,0 +1,25 @@
+"""What the routes work with, made once per process and kept on the application's state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from celery import Celery
+
+from jobs.db import Database
+from server.auth import Authenticator
+from server.hub import Hub
+from server.settings import ServerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of a running server."""
+
+    settings: ServerSettings
+    db: Database
+    broker: Celery
+    authenticator: Authenticator
+    hub: Hub
+    schema_revision: str
+    """The newest revision that this code knows."""
