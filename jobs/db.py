@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import create_engine
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
+
+# What a database that does not answer raises, or answers too late, or has no connection left for the caller.
+UNREACHABLE = (OperationalError, InterfaceError, PoolTimeoutError)
 
 # Seconds to connect; milliseconds for one statement, for a lock, and for a transaction left idle. A heartbeat is due
 # every 10 s, so a statement that takes longer than 5 s is of no use to anybody.

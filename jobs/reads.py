@@ -336,6 +336,8 @@ class Readiness:
 def read_readiness(db: Database) -> Readiness:
     """The database's answer to "is the service up"."""
     with db.read() as session:
+        if session.scalar(text("SELECT to_regclass('alembic_version')")) is None:
+            return Readiness(schema_revision=None, worker_seen_s=None, reaper_ticked_s=None)
         revision = session.scalar(text("SELECT version_num FROM alembic_version"))
         seen = session.scalar(select(func.extract("epoch", func.now() - func.max(Host.last_seen_at))))
         ticked = session.scalar(select(func.extract("epoch", func.now() - ReaperState.last_tick_at)))

@@ -7,10 +7,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.datastructures import FormData
 
+from jobs.db import UNREACHABLE
 from jobs.keys import Principal
 from server.auth import check_origin, find_credential
 from server.errors import unauthenticated
@@ -63,7 +62,7 @@ def get_watcher(request: Request, services: Services, caller: Principal) -> Watc
     def is_still_valid() -> bool:
         try:
             return credential is not None and services.authenticator.find_fresh(credential) is not None
-        except (OperationalError, PoolTimeoutError):
+        except UNREACHABLE:
             # Nobody can tell, and nothing new is sent while the database does not answer.
             return True
 

@@ -14,10 +14,9 @@ import orjson
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
+from jobs.db import UNREACHABLE
 from jobs.errors import InvalidRequestError, InvalidStateError, JobsError, NotFoundError
 
 # Seconds: a restart of Postgres takes 0.1 to 2 s; the official client retries after as long as this says.
@@ -87,7 +86,7 @@ def install(app: FastAPI) -> None:
     app.exception_handler(JobsError)(_handle_jobs_error)
     app.exception_handler(RequestValidationError)(_handle_validation_error)
     app.exception_handler(HTTPException)(_handle_http_exception)
-    for unreachable in (OperationalError, InterfaceError, PoolTimeoutError):
+    for unreachable in UNREACHABLE:
         app.exception_handler(unreachable)(_handle_unreachable_database)
     app.exception_handler(Exception)(_handle_unexpected)
 

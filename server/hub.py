@@ -19,11 +19,9 @@ from typing import Any, TypeVar
 import psycopg
 import structlog
 from sqlalchemy import make_url
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from jobs import reads
-from jobs.db import Database
+from jobs.db import UNREACHABLE, Database
 from jobs.models import NOTIFY_CHANNEL, Job
 from jobs.status import TERMINAL
 from server.describe import describe_event, describe_jobs
@@ -230,7 +228,7 @@ class _Topic:
             self.wake.clear()
             try:
                 await self.pump()
-            except (OperationalError, PoolTimeoutError) as error:
+            except UNREACHABLE as error:
                 log.warning("hub_read_failed", error=str(error).splitlines()[:1])
                 await asyncio.sleep(RETRY_S)
                 self.wake.set()

@@ -16,11 +16,10 @@ from typing import Any, TypeVar
 
 import structlog
 from fastapi.responses import StreamingResponse
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from jobs import reads
+from jobs.db import UNREACHABLE
 from jobs.keys import Principal
 from jobs.models import Job
 from jobs.status import TERMINAL
@@ -165,7 +164,7 @@ async def _read(hub: Hub, function: Callable[[], T]) -> T:
     while True:
         try:
             return await hub.read(function)
-        except (OperationalError, PoolTimeoutError) as error:
+        except UNREACHABLE as error:
             if hub.is_stopping:
                 raise
             log.warning("stream_read_failed", error=str(error).splitlines()[0])

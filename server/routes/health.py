@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from jobs import reads
+from jobs.db import UNREACHABLE
 from jobs.reads import Readiness
 from server import schemas
 from server.deps import ServicesDep
@@ -29,8 +28,8 @@ def get_readiness(services: ServicesDep, response: Response) -> schemas.Readines
     """200 where the database, a worker and the reaper are there, else 503 and which of them is not."""
     try:
         checks = _check(reads.read_readiness(services.db), services.schema_revision)
-    except (DBAPIError, PoolTimeoutError):
-        checks = {"database": "does not answer, or has no schema: run `python -m jobs migrate`"}
+    except UNREACHABLE:
+        checks = {"database": "does not answer"}
     is_ready = all(state == _OK for state in checks.values())
     if not is_ready:
         response.status_code = 503
@@ -38,10 +37,10 @@ def get_readiness(services: ServicesDep, response: Response) -> schemas.Readines
 
 
 def _check(found: Readiness, head: str) -> dict[str, str]:
-    is_current = found.schema_revision == head
+    schema = f"at {found.schema_revision or 'nothing'}, needs {head}: run `python -m jobs migrate`"
     return {
         "database": _OK,
-        "schema": _OK if is_current else f"at {found.schema_revision}, needs {head}: run `python -m jobs migrate`",
+        "schema": _OK if found.schema_revision == head else schema,
         "worker": _state(found.worker_seen_s, "no worker has been seen"),
         "reaper": _state(found.reaper_ticked_s, "Celery beat has not ticked"),
     }
