@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +47,7 @@ class Connection:
         return self.api_key
 
 
-def find_connection(*, url: str | None, api_key_file: Path | None, env: Mapping[str, str] = os.environ) -> Connection:
+def find_connection(*, url: str | None, api_key_file: Path | None, env: Mapping[str, str]) -> Connection:
     """Put the options and the environment together; an option wins, LOMO_* wins over OPENAI_*.
 
     Raises:

@@ -40,8 +40,8 @@ def describe_end(job: Json) -> str:
     """One sentence about how a job ended."""
     if job["status"] == SUCCEEDED:
         folder = (job.get("lomo") or {}).get("model_path")
-        where = f", its folder {folder}" if folder else ""
-        return f"Succeeded: the tuned model is {job['fine_tuned_model']}{where}."
+        where = f"\nIts folder: {folder}" if folder else ""
+        return f"Succeeded. The tuned model: {job['fine_tuned_model']}{where}"
     reason = (job.get("error") or {}).get("message")
     return f"The job {'was cancelled' if job['status'] == 'cancelled' else job['status']}" + (
         f": {reason}" if reason else "."

@@ -48,7 +48,7 @@ def root(
 ) -> None:
     """Fine-tune language models on a LOMO server: upload data, create jobs, follow them, use the result."""
     del show_version
-    context.obj = Session(url, api_key_file, output)
+    context.obj = Session(url, api_key_file, output, os.environ)
 
 
 @app.command()

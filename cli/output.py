@@ -53,16 +53,14 @@ def write_json(value: Any) -> None:
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, whole: Sequence[str] = ("ID",)) -> None:
     """Write rows to stdout under their headings. In a terminal, columns other than `whole` are cut to fit."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in columns:
-        fixed = name in whole
-        table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=None if not fixed else 1)
-    lines = [list(row) for row in rows]
+    lines = list(rows)
+    for index, name in enumerate(columns):
+        width = max([len(name), *(len(row[index]) for row in lines)])
+        # Only columns that rich may wrap are made narrower; that their cells are cut instead is said in `_cell`.
+        table.add_column(name, no_wrap=name in whole, min_width=width if name in whole else None)
     for row in lines:
         table.add_row(*(_cell(name, value) for name, value in zip(columns, row, strict=True)))
-    for column, name in zip(table.columns, columns, strict=True):
-        if name in whole:
-            column.min_width = max([len(name), *(len(row[columns.index(name)]) for row in lines)])
-    _stdout().print(table)
+    _print_table(table)
 
 
 def write_fields(fields: Iterable[tuple[str, str]]) -> None:
@@ -71,8 +69,8 @@ def write_fields(fields: Iterable[tuple[str, str]]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in fields:
-        table.add_row(name, _cell(name.upper(), value))
-    _stdout().print(table)
+        table.add_row(name, Text(printable(value), style=_STATUS_STYLES.get(value, "") if name == "status" else ""))
+    _print_table(table)
 
 
 def format_bytes(num_bytes: float | None) -> str:
@@ -91,7 +89,7 @@ def format_seconds(seconds: float | None) -> str:
     """`1m13s`, in the two largest units."""
     if seconds is None:
         return NOTHING
-    left = round(seconds)
+    left = max(0, round(seconds))
     if left < 60:
         return f"{left}s"
     if left < 3600:
@@ -112,18 +110,26 @@ def format_time(timestamp: float | None) -> str:
 
 
 def format_age(timestamp: float) -> str:
-    """How long ago: `5m02s ago`."""
-    return f"{format_seconds(max(0.0, time.time() - timestamp))} ago"
+    """How long ago, in the largest unit: `5m ago`."""
+    left = max(0, int(time.time() - timestamp))
+    for unit, seconds in (("d", 86400), ("h", 3600), ("m", 60)):
+        if left >= seconds:
+            return f"{left // seconds}{unit} ago"
+    return f"{left}s ago"
 
 
-def _stdout() -> Console:
-    terminal = sys.stdout.isatty()
-    return Console(file=sys.stdout, highlight=False, width=None if terminal else _UNLIMITED)
+def _print_table(table: Table) -> None:
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED)
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        typer.echo(line.rstrip())  # rich fills the last column up with spaces
 
 
 def _cell(column: str, value: str) -> Text:
     """What comes from the server is text, never markup, and cannot drive the terminal."""
-    return Text(printable(value), style=_STATUS_STYLES.get(value, "") if column == "STATUS" else "")
+    style = _STATUS_STYLES.get(value, "") if column == "STATUS" else ""
+    return Text(printable(value), style=style, no_wrap=True, overflow="ellipsis")
 
 
 def printable(text: str) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +45,7 @@ class Session:
     url: str | None = None
     api_key_file: Path | None = None
     output: Format | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_json(self) -> bool:
@@ -53,7 +54,9 @@ class Session:
 
     def over(self, outer: Session) -> Session:
         """These options, and where one was not given, that of `outer`."""
-        return Session(self.url or outer.url, self.api_key_file or outer.api_key_file, self.output or outer.output)
+        return Session(
+            self.url or outer.url, self.api_key_file or outer.api_key_file, self.output or outer.output, outer.env
+        )
 
     @contextmanager
     def connect(self) -> Iterator[ApiClient]:
@@ -62,7 +65,7 @@ class Session:
         Raises:
             UsageError: see `find_connection`.
         """
-        with ApiClient(find_connection(url=self.url, api_key_file=self.api_key_file)) as client:
+        with ApiClient(find_connection(url=self.url, api_key_file=self.api_key_file, env=self.env)) as client:
             yield client
 
 

@@ -43,9 +43,11 @@ def upload(client: ApiClient, path: Path, *, purpose: str) -> Json:
     try:
         file = client.upload(path, purpose=purpose, on_read=advance)
     finally:
-        progress.stop()
-    took = format_seconds(time.monotonic() - started)
-    talk.print(f"Uploaded {printable(path.name)} ({format_bytes(num_bytes)}) in {took}.", markup=False)
+        if progress.live.is_started:
+            progress.stop()
+    took = time.monotonic() - started
+    duration = f" in {format_seconds(took)}" if took > 1 else ""
+    talk.print(f"Uploaded {printable(path.name)} ({format_bytes(num_bytes)}){duration}.", markup=False)
     return file
 
 

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cli.output import format_bytes, format_number, format_seconds, printable
+from cli.output import format_bytes, format_seconds, printable
 
 Json = dict[str, Any]
 
@@ -107,7 +107,7 @@ class Progress:
     @property
     def figures(self) -> str:
         """Loss, speed and memory in one line."""
-        parts = [f"loss {format_number(self.loss)}"]
+        parts = ["loss -" if self.loss is None else f"loss {self.loss:.3f}"]
         if self.tokens_per_s is not None:
             parts.append(f"{self.tokens_per_s:,.0f} tokens/s")
         if peak := self.memory.get("peak_bytes"):

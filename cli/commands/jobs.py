@@ -264,7 +264,7 @@ def _follow(client: ApiClient, job_id: str, session: Session) -> Json:
     try:
         job = Follower(client, job_id).run()
     except KeyboardInterrupt as error:
-        say(f"\nThe job goes on. Watch again: lomo jobs follow {job_id}; end it: lomo jobs cancel {job_id}")
+        say(f"\nThe job goes on.\n  Watch again:  lomo jobs follow {job_id}\n  End it:       lomo jobs cancel {job_id}")
         raise typer.Exit(_INTERRUPTED) from error
     if session.is_json:
         write_json(job)
