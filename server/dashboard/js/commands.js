@@ -21,16 +21,18 @@ export function createBody(job) {
     ...(job.user_provided_suffix ? { suffix: job.user_provided_suffix } : {}),
     seed: job.seed,
     method: { type: 'supervised', supervised: { hyperparameters: job.hyperparameters } },
+    ...(Object.keys(job.metadata ?? {}).length ? { metadata: job.metadata } : {}),
     lomo: optionsOf(job),
   };
 }
 
 function curl(body) {
+  const members = Object.entries(body).map(([key, value]) => `${JSON.stringify(key)}: ${JSON.stringify(value)}`);
   return [
     `curl ${location.origin}/v1/fine_tuning/jobs \\`,
     '  -H "Authorization: Bearer $LOMO_API_KEY" \\',
     '  -H "Content-Type: application/json" \\',
-    `  -d ${quote(JSON.stringify(body, null, 1).replace(/\n */g, ' '))}`,
+    `  -d ${quote(`{${members.join(',\n       ')}}`)}`,
   ].join('\n');
 }
 
@@ -57,13 +59,14 @@ function python({ lomo, ...body }) {
   ].join('\n');
 }
 
-function cli({ model, training_file, validation_file, suffix, seed, method, lomo }) {
+function cli({ model, training_file, validation_file, suffix, seed, method, metadata, lomo }) {
   const hyper = method?.supervised?.hyperparameters ?? {}, factor = hyper.learning_rate_multiplier ?? 1;
   // The command has no flag for OpenAI's multiplier: it says the product.
   const options = lomo?.learning_rate ? { ...lomo, learning_rate: lomo.learning_rate * factor } : lomo ?? {};
   const flags = [
     ['--model', model], ['--training-file', training_file], ['--validation-file', validation_file], ['--suffix', suffix],
     ['--seed', seed], ['--n-epochs', hyper.n_epochs], ['--batch-size', hyper.batch_size],
+    ...Object.entries(metadata ?? {}).map(([key, value]) => ['--metadata', `${key}=${value}`]),
     ...Object.entries(options).map(([key, value]) => ['--lomo', `${key}=${JSON.stringify(value)}`]),
   ].filter(([, value]) => value != null);
   return ['lomo jobs create', ...flags.map(([flag, value]) => `  ${flag} ${plain(value)}`)].join(' \\\n');

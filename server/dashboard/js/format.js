@@ -67,7 +67,8 @@ export const clockSeconds = unixSeconds => (present(unixSeconds) ? iso(unixSecon
 export const fullTime = unixSeconds => (present(unixSeconds) ? `${iso(unixSeconds).replace('T', ' ').slice(0, 19)} UTC` : MISSING);
 
 // C0 and C1 controls other than tab and newline: an escape sequence must not reach a terminal by way of the clipboard.
-const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g;
+// Marks that turn the direction of writing can make a text look like another one.
+const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g;
 
 /** Text from outside, with control characters made visible (ESC becomes its picture, U+241B). */
 export function visible(text) {

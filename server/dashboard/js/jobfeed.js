@@ -12,8 +12,7 @@ const ROW_MS = 2_000;                           // how often the row is read aga
 const MAX_POINTS = 1_000;
 const READ_AGAIN = 4 * MAX_POINTS;              // at so many points the history is read again, thinned by the server
 const MOST_EVENTS = 6_000;                      // the oldest are let go; the tabs can read them again
-const EVENTS_PAGE = 100;
-const FIRST_PAGES = 5;                          // the reader sees 500 events at once, older ones on demand
+const EVENTS_PAGE = 1_000;                      // the most that the API gives at once; older ones on demand
 const EMPTY = { job: null, columns: null, evaluations: [], events: [], checkpoints: [], attempts: [], hasOlder: false, error: null };
 
 export class JobFeed {
@@ -37,7 +36,7 @@ export class JobFeed {
   async start() {
     setContact({ state: 'connecting', error: null, nextTryAt: null, lastAt: Date.now(), retry: () => this.retry() });
     try {
-      const [job] = await Promise.all([getJson(this.path), this.#readEvents(FIRST_PAGES), this.#readCheckpoints()]);
+      const [job] = await Promise.all([getJson(this.path), this.#readEvents(), this.#readCheckpoints()]);
       await this.#readHistory();
       if (this.#stopped) return;
       this.#publish({ job: jobView(job), error: null });
@@ -67,7 +66,7 @@ export class JobFeed {
   /** Add older events to the tabs. */
   async older() {
     try {
-      await this.#readEvents(1);
+      await this.#readEvents();
       this.#publish({});
     } catch (error) {
       setContact({ error });
@@ -94,15 +93,12 @@ export class JobFeed {
     }
   }
 
-  async #readEvents(pages) {
-    for (let page = 0; page < pages; page++) {
-      const oldest = Math.min(...this.#events.keys());
-      const after = this.#events.size ? `&after=${encodeURIComponent(this.#events.get(oldest).id)}` : '';
-      const answer = await getJson(`${this.path}/events?limit=${EVENTS_PAGE}${after}`);
-      for (const event of answer.data) this.#take(event);
-      this.state.set({ ...this.state.get(), hasOlder: answer.has_more });
-      if (!answer.has_more) return;
-    }
+  async #readEvents() {
+    const oldest = Math.min(...this.#events.keys());
+    const after = this.#events.size ? `&after=${encodeURIComponent(this.#events.get(oldest).id)}` : '';
+    const answer = await getJson(`${this.path}/events?limit=${EVENTS_PAGE}${after}`);
+    for (const event of answer.data) this.#take(event);
+    this.state.set({ ...this.state.get(), hasOlder: answer.has_more });
   }
 
   async #readCheckpoints() {

@@ -13,7 +13,7 @@ const LIST = `/v1/fine_tuning/jobs?limit=${PAGE_SIZE}&include[]=loss_curve`;
 export class JobsFeed {
   /** `{jobs, hasMore, error}`; jobs is null until the first answer. Newest first. */
   state = new Store({ jobs: null, hasMore: false, error: null });
-  #jobs = new Map();
+  #jobs = new Map();                            // newest first, in the server's order
   #hasMore = false;
   #publishing = null;
   #stream = null;
@@ -35,7 +35,7 @@ export class JobsFeed {
 
   /** Add the page after the oldest job that is known. */
   async more() {
-    const oldest = [...this.#jobs.values()].sort(newestFirst).pop();
+    const oldest = [...this.#jobs.values()].pop();
     try {
       const page = await getJson(`${LIST}&after=${encodeURIComponent(oldest.id)}`);
       for (const job of page.data) this.#jobs.set(job.id, jobView(job));
@@ -48,7 +48,9 @@ export class JobsFeed {
 
   #onPage(page) {
     const known = this.#jobs.size;
-    for (const job of page.data) this.#jobs.set(job.id, jobView(job));
+    const before = this.#jobs;
+    this.#jobs = new Map(page.data.map(job => [job.id, jobView(job)]));
+    for (const [id, view] of before) if (!this.#jobs.has(id)) this.#jobs.set(id, view);
     // A reconnection's first page says nothing about the older jobs that were read after it.
     if (known <= PAGE_SIZE) this.#hasMore = page.has_more;
     setContact({ error: null });
@@ -58,14 +60,15 @@ export class JobsFeed {
   #onJob(job) {
     // A frame without a curve (nothing new to draw) must not wipe the one that is drawn.
     const view = jobView(job), before = this.#jobs.get(job.id);
-    this.#jobs.set(job.id, view.curve.length || !before ? view : { ...view, curve: before.curve });
+    if (before) this.#jobs.set(job.id, view.curve.length ? view : { ...view, curve: before.curve });
+    else this.#jobs = new Map([[job.id, view], ...this.#jobs]);
     this.#publishing ??= setTimeout(() => this.#publish({}), PUBLISH_MS);
   }
 
   #publish(change) {
     clearTimeout(this.#publishing);
     this.#publishing = null;
-    this.state.set({ ...this.state.get(), ...change, jobs: [...this.#jobs.values()].sort(newestFirst), hasMore: this.#hasMore });
+    this.state.set({ ...this.state.get(), ...change, jobs: [...this.#jobs.values()], hasMore: this.#hasMore });
   }
 
   /** After a lost connection: ask once in the plain way, since a stream cannot say why it was refused. */
@@ -82,5 +85,3 @@ export class JobsFeed {
     this.#stream?.tryNow();
   }
 }
-
-const newestFirst = (a, b) => b.createdAt - a.createdAt || (a.id < b.id ? 1 : -1);

@@ -2,9 +2,13 @@
 import { int } from '../format.js';
 import { font } from '../theme.js';
 
+// Distances of ticks below this (learning rates of AdaLomo) are written with an exponent.
+const SMALLEST_PLAIN = 1e-4;
+
 /** Axis with a set size: uPlot's default clips long labels. Decimals follow the distance of the ticks. */
 export function axis(colours, size, { values, ...extra } = {}) {
   const decimals = distance => Math.max(1, (String(distance).split('.')[1] ?? '').length);
+  const plain = (tick, distance) => (tick && distance < SMALLEST_PLAIN ? tick.toExponential(1) : tick.toFixed(decimals(distance)));
   return {
     stroke: colours.faint,
     font: `11px ${font()}`,
@@ -13,7 +17,7 @@ export function axis(colours, size, { values, ...extra } = {}) {
     grid: { stroke: colours.line, width: 1 },
     ticks: { show: false },
     values: (u, ticks, axisIndex, space, distance) =>
-      ticks.map(tick => (tick == null ? '' : values ? values(tick) : tick.toFixed(decimals(distance)))),
+      ticks.map(tick => (tick == null ? '' : values ? values(tick) : plain(tick, distance))),
     ...extra,
   };
 }

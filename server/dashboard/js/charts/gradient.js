@@ -19,7 +19,7 @@ export function GradientChart({ view, columns, starts }) {
     axes: [
       stepAxis(colours),
       axis(colours, 44, { scale: 'y', space: 30 }),
-      axis(colours, 52, { values: value => (value ? rate(value) : '0'), scale: 'lr', side: 1, grid: { show: false }, space: 30 }),
+      axis(colours, 52, { scale: 'lr', side: 1, grid: { show: false }, space: 30 }),
     ],
     series: [
       {},

@@ -29,6 +29,7 @@ function bandNames(u, columns, colours) {
   c.save();
   c.font = `500 ${11 * ratio}px ${font()}`;
   c.textBaseline = 'middle';
+  c.textAlign = 'left';
   let base = 0;
   for (const n of STACK_ORDER) {
     const { field, name, key } = CATEGORIES[n], height = Math.max(0, valueAt(columns[field], at) ?? 0) / 1e9;

@@ -8,8 +8,10 @@ export const Pill = ({ view }) => html`<span class="pill ${view.key}">
 
 // A copy button keeps its width when the word changes.
 const COPIED_MS = 1400;
+const ICONS = { Copy: 'copy', Copied: 'succeeded', Denied: 'failed' };
 
-export function Copy({ text, label }) {
+/** `bare`: the icon alone. */
+export function Copy({ text, label, bare = false }) {
   const [word, setWord] = useState('Copy');
   const copy = () => {
     const say = answer => {
@@ -21,7 +23,7 @@ export function Copy({ text, label }) {
     else say('Denied');
   };
   return html`<button class="btn quiet s" onClick=${copy} aria-label="Copy ${label}">
-    <${Icon} name=${word === 'Copied' ? 'succeeded' : 'copy'} /><span class="copyword">${word}</span></button>`;
+    <${Icon} name=${ICONS[word]} />${!bare && html`<span class="copyword">${word}</span>`}</button>`;
 }
 
 const BAR = { succeeded: 'done', cancelled: 'stop', failed: 'failed', paused: 'paused' };

@@ -35,7 +35,7 @@ export function KeyFigures({ view, lossText, evaluations, now }) {
     <${TimeFigure} view=${view} now=${now} />
     <${Figure} name="Loss" value=${html`${lossText} <small>train</small>`} note=${evaluationNote(evaluations)} />
     <${Figure} name="Tokens/s" value=${int(view.tokensPerSecond)}
-      note=${view.trainedTokens == null ? '' : `${short(view.trainedTokens)} trained tokens`} />
+      note=${view.trainedTokens === null ? 'at the last step' : `${short(view.trainedTokens)} trained tokens`} />
     <${Figure} name="Peak memory" value=${html`${gb(view.peak)} GB <small>${memoryNote(view)}</small>`}
       note=${html`<span class="kpibar"><${MemoryBar} measured=${view.measured} planned=${view.planned} limit=${view.limit} height=${9} /></span>`} /></div>`;
 }

@@ -11,7 +11,7 @@ export function MemoryBar({ measured, planned, limit, height = 8 }) {
   const name = describe({ measured, planned, limit });
   return html`<span class="mem ${kind}" style=${{ '--h': `${height}px` }} role="img" aria-label=${name} title=${name}><span class="track"></span>
     ${body && html`<span class="seg-row" style=${{ width: `${(100 * sumOf(body)) / scale}%` }}>
-      ${CATEGORIES.map(c => body[c.key] > 0 && html`<i class="cat-${c.key}" style=${{ flex: body[c.key] / scale }}></i>`)}</span>`}
+      ${CATEGORIES.map(c => body[c.key] > 0 && html`<i class="cat-${c.key}" style=${{ width: `${(100 * body[c.key]) / sumOf(body)}%` }}></i>`)}</span>`}
     ${measured && planned && html`<span class="tick" style=${{ left: `${(100 * plannedPeak) / scale}%` }}></span>`}
     ${limit && html`<span class="lim" style=${{ left: `calc(${(100 * limit) / scale}% - 2px)` }}></span>`}</span>`;
 }

@@ -57,10 +57,10 @@ function Head({ view, checkpoints, cancel }) {
 
 function Facts({ view, now }) {
   const started = view.startedAt;
-  return html`<div class="facts"><span class="row tight"><span class="mono">${view.id}</span><${Copy} text=${view.id} label="job id" /></span>
+  return html`<div class="facts"><span class="row tight"><span class="mono">${view.id}</span><${Copy} text=${view.id} label="job id" bare /></span>
     <span><b>${view.base}</b>${view.tuned && html` → <b>${view.tuned}</b>`}</span>
     ${view.host ? html`<span>on <b>${view.host}</b>${view.device && `, ${deviceName(view)}`}</span>` : html`<span>waits for a worker</span>`}
-    ${started ? html`<span>started <b>${age(now - started)}${now - started < 60 ? '' : ' ago'}</b>, <time title=${fullTime(started)}>${clock(started)} UTC</time></span>`
+    ${started ? html`<span>started <b>${now - started < 60 ? 'just now' : `${age(now - started)} ago`}</b>, <time title=${fullTime(started)}>${clock(started)} UTC</time></span>`
       : html`<span>created <time title=${fullTime(view.createdAt)}>${clock(view.createdAt)} UTC</time></span>`}
     ${view.attempt > 0 && html`<span>attempt <b>${view.attempt}</b></span>`}
     ${view.optimizer && html`<span><b>${view.optimizer}</b>${view.precision && `, ${view.precision}`}</span>`}</div>`;

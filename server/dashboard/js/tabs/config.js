@@ -1,7 +1,7 @@
 // What the job was asked to do, what it ran on, and the commands that would start the same job again.
 import { html } from '../../vendor/htm-preact-3.1.1.module.js';
 import { createBody, createForms, optionsOf } from '../commands.js';
-import { duration, gb, int, short } from '../format.js';
+import { duration, gb, int, short, visible } from '../format.js';
 import { Commands, Copy } from '../components/basics.js';
 
 const sayClip = ({ mode, threshold }) => (mode === 'none' ? 'none' : `${mode}, ${threshold}`);
@@ -37,11 +37,11 @@ function sayAttempt({ number, host, started_at: start, ended_at: end, outcome })
   return `${number}: ${[host, outcome ?? 'runs', start && end ? duration(end - start) : ''].filter(Boolean).join(', ')}`;
 }
 
-const Pairs = ({ pairs }) => html`<dl class="kv">${pairs.filter(([, v]) => v != null).map(([key, value]) => html`<dt>${key}</dt><dd>${String(value)}</dd>`)}</dl>`;
+const Pairs = ({ pairs }) => html`<dl class="kv">${pairs.filter(([, v]) => v != null).map(([key, value]) => html`<dt>${key}</dt><dd>${visible(value)}</dd>`)}</dl>`;
 
 export function Config({ state }) {
   const pairs = settings(state.job.wire);
   return html`<div class="halves"><div><h3 class="row between">Settings <${Copy} label="settings" text=${pairs.map(([k, v]) => `${k}: ${v}`).join('\n')} /></h3><${Pairs} pairs=${pairs} /></div>
-      <div><h3 class="facthead">What it runs on</h3><${Pairs} pairs=${facts(state)} /></div></div>
+      <div><h3 class="row">What it runs on</h3><${Pairs} pairs=${facts(state)} /></div></div>
     <div class="again"><h3>The same job again</h3><${Commands} label="create command" forms=${createForms(createBody(state.job.wire))} /></div>`;
 }

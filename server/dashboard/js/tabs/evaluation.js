@@ -54,10 +54,10 @@ export function Evaluation({ state }) {
   return html`<div class="scroll" tabindex="0" role="region" aria-label="Evaluation"><table>
       <thead><tr><th>Metric</th><th class="num">Rows</th><th class="num">Before</th><th class="num">After</th><th class="num">Change</th><th>0 – 100</th></tr></thead>
       <tbody>${results.map(([metric, result]) => html`<${Row} metric=${metric} result=${result} />`)}</tbody></table></div>
-    <p class="xs faint foot">Hollow: the base model. Filled: step ${int(last.step)}. Band: 95 % interval of the change in right choices; a change inside it is called noise.</p>
-    <${History} evaluations=${state.evaluations} />`;
+    ${results.some(([metric]) => metric.share) && html`<p class="xs faint foot">Hollow: the first evaluation. Filled: step ${int(last.step)}. Band: 95 % interval of the change in right choices; a change inside it is called noise.</p>`}
+    <${History} metrics=${results.map(([metric]) => metric)} evaluations=${state.evaluations} />`;
 }
 
-const History = ({ evaluations }) => evaluations.length > 2 && html`<div class="scroll" tabindex="0" role="region" aria-label="Every evaluation"><table>
-  <thead><tr><th>Step</th><th class="num">Rows</th>${METRICS.map(m => html`<th class="num">${m.name}</th>`)}</tr></thead>
-  <tbody>${evaluations.map(e => html`<tr key=${e.step}><td>${int(e.step)}</td><td class="num muted">${int(e.num_rows)}</td>${METRICS.map(m => html`<td class="num">${m.text(e[m.field])}</td>`)}</tr>`)}</tbody></table></div>`;
+const History = ({ metrics, evaluations }) => evaluations.length > 2 && html`<div class="scroll" tabindex="0" role="region" aria-label="Every evaluation"><table class="history">
+  <thead><tr><th>Step</th><th class="num">Rows</th>${metrics.map(m => html`<th class="num">${m.name}</th>`)}</tr></thead>
+  <tbody>${evaluations.map(e => html`<tr key=${e.step}><td>${int(e.step)}</td><td class="num muted">${int(e.num_rows)}</td>${metrics.map(m => html`<td class="num">${m.text(e[m.field])}</td>`)}</tr>`)}</tbody></table></div>`;
