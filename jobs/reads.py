@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Select, func, select, text, tuple_
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from jobs.db import Database
@@ -164,7 +165,7 @@ def read_details(db: Database, *, job_ids: Sequence[str], num_curve_points: int 
     owners = (
         select(Attempt.job_id, Attempt.owner)
         .where(Attempt.job_id.in_(job_ids))
-        .distinct(Attempt.job_id)
+        .ext(distinct_on(Attempt.job_id))
         .order_by(Attempt.job_id, Attempt.number.desc())
     )
     paths = select(TunedModel.job_id, TunedModel.path).where(TunedModel.job_id.in_(job_ids))

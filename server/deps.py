@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -83,9 +84,10 @@ async def read_create_body(request: Request, _caller: Caller) -> CreateJob:
         raise RequestValidationError(details) from error
 
 
-async def read_upload_form(request: Request, _caller: Caller) -> FormData:
-    """The multipart form of an upload; the file lies in a temporary file by now."""
-    return await request.form(max_files=1, max_fields=8)
+async def read_upload_form(request: Request, _caller: Caller) -> AsyncIterator[FormData]:
+    """The multipart form of an upload; its file lies in a temporary one until the request has ended."""
+    async with request.form(max_files=1, max_fields=8) as form:
+        yield form
 
 
 CreateBody = Annotated[CreateJob, Depends(read_create_body)]

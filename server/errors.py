@@ -15,6 +15,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from jobs.db import UNREACHABLE
 from jobs.errors import InvalidRequestError, InvalidStateError, JobsError, NotFoundError
@@ -86,6 +87,7 @@ def install(app: FastAPI) -> None:
     app.exception_handler(JobsError)(_handle_jobs_error)
     app.exception_handler(RequestValidationError)(_handle_validation_error)
     app.exception_handler(HTTPException)(_handle_http_exception)
+    app.exception_handler(ClientDisconnect)(_handle_disconnect)
     for unreachable in UNREACHABLE:
         app.exception_handler(unreachable)(_handle_unreachable_database)
     app.exception_handler(Exception)(_handle_unexpected)
@@ -130,6 +132,11 @@ def _handle_http_exception(request: Request, error: HTTPException) -> Response:
     message = messages.get(error.status_code, str(error.detail))
     code = _CODES.get(error.status_code, "invalid_request")
     return error_response(ApiError(error.status_code, message, code=code, headers=error.headers))
+
+
+def _handle_disconnect(_request: Request, _error: ClientDisconnect) -> Response:
+    # Nobody reads it; it only keeps a client that left in the middle of its body from looking like our mistake.
+    return error_response(ApiError(400, "The client left before its body had arrived.", code="request_aborted"))
 
 
 def _handle_unreachable_database(_request: Request, error: Exception) -> Response:

@@ -25,8 +25,8 @@ _WRONG_KEY = "This API key is not valid. It starts with sk-lomo- and was written
 async def read_login_key(request: Request) -> str:
     """The field of the login form; empty where it is missing. Another site's page cannot send it."""
     check_origin(request, method=request.method, required=False)
-    form = await request.form(max_files=0, max_fields=4)
-    value = form.get("api_key")
+    async with request.form(max_files=0, max_fields=4) as form:
+        value = form.get("api_key")
     return value.strip() if isinstance(value, str) else ""
 
 

@@ -1,0 +1,137 @@
+"""The official client, unmodified and with its strict validation on, through the whole of a job's life."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from jobs import lifecycle
+from lomo_core import events as engine
+
+from .conftest import MODEL, TRAIN_ROW, Site
+
+
+@pytest.fixture
+def client(site: Site) -> Iterator[openai.OpenAI]:
+    """The client as a user makes it, but that refuses a response which is not as its types say."""
+    with openai.OpenAI(api_key=site.key, base_url=f"{site.url}/v1", _strict_response_validation=True) as client:
+        yield client
+
+
+def test_a_job_from_upload_to_model(site: Site, client: openai.OpenAI) -> None:
+    file = client.files.create(file=("übung.jsonl", TRAIN_ROW * 3), purpose="fine-tune")
+    assert (file.filename, file.bytes, file.purpose) == ("übung.jsonl", 3 * len(TRAIN_ROW), "fine-tune")
+    assert client.files.wait_for_processing(file.id).status == "processed"
+
+    job = client.fine_tuning.jobs.create(
+        model=MODEL,
+        training_file=file.id,
+        validation_file=file.id,
+        suffix="docs",
+        metadata={"team": "a"},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": "auto"}}},
+        extra_body={"lomo": {"learning_rate": 0.02, "clip": {"mode": "value"}}},
+    )
+    assert (job.status, job.metadata, job.fine_tuned_model) == ("queued", {"team": "a"}, None)
+    assert job.hyperparameters.n_epochs == 2
+    assert job.hyperparameters.batch_size == 4
+    assert job.method is not None
+    assert job.method.supervised is not None
+    assert job.lomo["learning_rate"] == 0.02  # type: ignore[attr-defined]
+    assert job.lomo["clip"] == {"mode": "value", "threshold": 1.0}  # type: ignore[attr-defined]
+
+    run = site.claim(job.id)
+    run.start()
+    run.step(*range(1, 6))
+    run.say(
+        engine.Checkpoint(step=5, path="runs/x", manifest_sha256="0" * 64, num_bytes=7, train_loss=2.0),
+        engine.Evaluation(step=5, num_rows=3, valid_loss=1.5, choice_accuracy=0.5),
+    )
+    assert client.fine_tuning.jobs.retrieve(job.id).status == "running"
+    events = list(client.fine_tuning.jobs.list_events(job.id, limit=3))
+    assert [event.seq for event in events] == list(range(len(events), 0, -1))  # type: ignore[attr-defined]
+    metrics = next(event for event in events if event.type == "metrics" and "train_loss" in event.data)  # type: ignore[operator]
+    assert metrics.data["memory"]["parameters_bytes"] == 1000  # type: ignore[index]
+    checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id)
+    assert [checkpoint.step_number for checkpoint in checkpoints] == [5]
+    assert checkpoints.data[0].fine_tuned_model_checkpoint == f"ft:{MODEL}::docs:{job.id[6:14]}:ckpt-step-5"
+    assert checkpoints.data[0].metrics.train_loss == 2.0
+
+    name = run.succeed()
+    done = client.fine_tuning.jobs.retrieve(job.id)
+    assert (done.status, done.fine_tuned_model, done.trained_tokens) == ("succeeded", name, 9)
+    assert name in {model.id for model in client.models.list()}
+    assert client.models.retrieve(name).owned_by == "org-local"
+    assert client.models.retrieve(MODEL).owned_by == "base"
+    # The tuned model is a base model like any other.
+    assert client.fine_tuning.jobs.create(model=name, training_file=file.id).model == name
+
+
+def test_a_failed_job_tells_why(site: Site, client: openai.OpenAI) -> None:
+    run = site.run()
+    run.fail()
+    job = client.fine_tuning.jobs.retrieve(run.job_id)
+    assert job.status == "failed"
+    assert job.error is not None
+    assert (job.error.code, job.error.message, job.error.param) == ("diverged", "The loss is not finite.", None)
+
+
+def test_pages_of_jobs(site: Site, client: openai.OpenAI) -> None:
+    file_id = site.upload()
+    made = [site.submit(training_file=file_id, metadata={"parity": str(number % 2)}) for number in range(7)]
+    assert [job.id for job in client.fine_tuning.jobs.list(limit=3)] == made[::-1]
+    odd = client.fine_tuning.jobs.list(limit=2, metadata={"parity": "1"})
+    assert [job.id for job in odd] == made[5::-2]
+    first = client.fine_tuning.jobs.list(limit=7)
+    assert first.has_more is False
+    assert client.fine_tuning.jobs.list(limit=6).has_more is True
+
+
+def test_cancel(site: Site, client: openai.OpenAI) -> None:
+    waiting = site.submit()
+    assert client.fine_tuning.jobs.cancel(waiting).status == "cancelled"
+    run = site.run()
+    asked = client.fine_tuning.jobs.cancel(run.job_id)
+    assert asked.status == "running"
+    assert asked.lomo["cancel_requested"] is True  # type: ignore[attr-defined]
+    lifecycle.cancelled(site.db, run.claim.lease)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.fine_tuning.jobs.cancel(run.job_id)
+    assert caught.value.code == "invalid_state"
+    assert "been cancelled" in str(caught.value)
+
+
+def test_files(client: openai.OpenAI) -> None:
+    files = [client.files.create(file=(f"{number}.jsonl", TRAIN_ROW), purpose="fine-tune") for number in range(3)]
+    other = client.files.create(file=("notes.txt", b"not JSON"), purpose="user_data")
+    assert [file.id for file in client.files.list(limit=2)] == [other.id, *(file.id for file in reversed(files))]
+    assert [file.id for file in client.files.list(order="asc", purpose="fine-tune")] == [file.id for file in files]
+    assert client.files.content(other.id).read() == b"not JSON"
+    assert client.files.delete(other.id).deleted is True
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(other.id)
+
+
+def test_errors_are_typed_and_say_why(site: Site, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.fine_tuning.jobs.retrieve("ftjob-none")
+    assert missing.value.request_id
+    assert missing.value.param == "fine_tuning_job_id"
+    with pytest.raises(openai.BadRequestError) as model:
+        client.fine_tuning.jobs.create(model="gone", training_file=site.upload())
+    assert (model.value.code, model.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.BadRequestError) as training:
+        client.fine_tuning.jobs.create(model=MODEL, training_file="file-none")
+    assert (training.value.code, training.value.param) == ("file_not_found", "training_file")
+    with pytest.raises(openai.BadRequestError) as unknown:
+        client.fine_tuning.jobs.create(model=MODEL, training_file="f", extra_body={"lomo": {"galore": True}})
+    assert (unknown.value.code, unknown.value.param) == ("unknown_parameter", "lomo.galore")
+    with pytest.raises(openai.BadRequestError) as content:
+        client.files.create(file=("x.jsonl", TRAIN_ROW + b"{oops\n"), purpose="fine-tune")
+    assert "Line 2 is not valid JSON" in str(content.value)
+    stranger = openai.OpenAI(api_key="sk-lomo-wrong", base_url=f"{site.url}/v1")
+    with stranger, pytest.raises(openai.AuthenticationError) as refused:
+        stranger.models.list()
+    assert refused.value.code == "invalid_api_key"

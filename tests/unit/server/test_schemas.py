@@ -1,0 +1,129 @@
+"""From the body of a job's creation to the job: defaults filled in, nothing unknown, nothing ignored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from jobs.errors import InvalidRequestError
+from server.errors import describe_validation
+from server.schemas import CreateJob
+
+MINIMAL = {"model": "tiny", "training_file": "file-1"}
+
+
+def fault(**changes: Any) -> tuple[str | None, str, str]:
+    """Param, code and message of the error that a body makes."""
+    with pytest.raises(ValidationError) as caught:
+        CreateJob.model_validate(MINIMAL | changes)
+    error = describe_validation(caught.value.errors())
+    return error.param, error.code, error.message
+
+
+def test_minimal_body_gets_every_default() -> None:
+    spec = CreateJob.model_validate(MINIMAL).to_spec()
+    assert (spec.n_epochs, spec.batch_size, spec.learning_rate_multiplier) == (1, 4, 1.0)
+    assert spec.lomo.learning_rate == 0.01
+    assert 0 <= spec.seed < 2**31
+
+
+def test_absent_seeds_differ_and_zero_is_a_seed() -> None:
+    seeds = {CreateJob.model_validate(MINIMAL).to_spec().seed for _ in range(8)}
+    assert len(seeds) == 8
+    assert CreateJob.model_validate(MINIMAL | {"seed": 0}).to_spec().seed == 0
+
+
+@pytest.mark.parametrize("place", ["method", "top"])
+def test_auto_becomes_the_number_used(place: str) -> None:
+    given = {"n_epochs": 3, "batch_size": "auto", "learning_rate_multiplier": 2}
+    method = {"method": {"type": "supervised", "supervised": {"hyperparameters": given}}}
+    body = MINIMAL | (method if place == "method" else {"hyperparameters": given})
+    spec = CreateJob.model_validate(body).to_spec()
+    assert (spec.n_epochs, spec.batch_size, spec.learning_rate_multiplier) == (3, 4, 2.0)
+
+
+def test_hyperparameters_in_two_places_must_agree() -> None:
+    inner = {"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}}}
+    assert CreateJob.model_validate(MINIMAL | inner | {"hyperparameters": {"n_epochs": 2}}).to_spec().n_epochs == 2
+    with pytest.raises(InvalidRequestError, match="given twice"):
+        CreateJob.model_validate(MINIMAL | inner | {"hyperparameters": {"n_epochs": 3}}).to_spec()
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}}, "method.type"),
+        ({"method": {"type": "reinforcement"}}, "method.type"),
+        ({"method": {"type": "supervised", "dpo": {"hyperparameters": {}}}}, "method"),
+    ],
+)
+def test_known_but_unsupported_parts_are_refused_with_a_reason(changes: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"support|no settings") as caught:
+        CreateJob.model_validate(MINIMAL | changes).to_spec()
+    assert (caught.value.param, caught.value.code) == (param, "unsupported_value")
+
+
+def test_nulls_are_absent() -> None:
+    names = ["validation_file", "suffix", "seed", "metadata", "integrations", "hyperparameters", "method", "lomo"]
+    assert CreateJob.model_validate(MINIMAL | dict.fromkeys(names)).to_spec().suffix is None
+    assert CreateJob.model_validate(MINIMAL | {"integrations": []}).to_spec()
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"surprise": 1}, "surprise"),
+        ({"lomo": {"optimiser": "lomo"}}, "lomo.optimiser"),
+        ({"lomo": {"clip": {"threshhold": 1}}}, "lomo.clip.threshhold"),
+        ({"method": {"type": "supervised", "supervised": {"epochs": 1}}}, "method.supervised.epochs"),
+        ({"hyperparameters": {"epochs": 1}}, "hyperparameters.epochs"),
+    ],
+)
+def test_unknown_keys_are_named(changes: dict[str, Any], param: str) -> None:
+    assert fault(**changes) == (param, "unknown_parameter", f"Unknown key: '{param}'.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"model": 1}, "model"),
+        ({"model": ""}, "model"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**31}, "seed"),
+        ({"seed": "1"}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"suffix": ""}, "suffix"),
+        ({"suffix": "x" * 65}, "suffix"),
+        ({"suffix": "a\nb"}, "suffix"),
+        ({"metadata": {"k": 1}}, "metadata.k"),
+        ({"metadata": {"k": "v" * 513}}, "metadata.k"),
+        ({"metadata": {str(number): "" for number in range(17)}}, "metadata"),
+        ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
+        ({"hyperparameters": {"n_epochs": "many"}}, "hyperparameters.n_epochs"),
+        ({"hyperparameters": {"batch_size": 257}}, "hyperparameters.batch_size"),
+        ({"hyperparameters": {"learning_rate_multiplier": 0}}, "hyperparameters.learning_rate_multiplier"),
+        ({"method": {"type": "other"}}, "method.type"),
+        ({"lomo": {"learning_rate": 11}}, "lomo.learning_rate"),
+        ({"lomo": {"clip": {"threshold": 0}}}, "lomo.clip.threshold"),
+        ({"lomo": []}, "lomo"),
+    ],
+)
+def test_wrong_values_name_their_place(changes: dict[str, Any], param: str) -> None:
+    found, code, message = fault(**changes)
+    assert (found, code) == (param, "invalid_value")
+    assert message.startswith(f"Invalid value for '{param}': ")
+
+
+def test_a_missing_key_is_named_and_others_are_counted() -> None:
+    with pytest.raises(ValidationError) as caught:
+        CreateJob.model_validate({})
+    error = describe_validation(caught.value.errors())
+    assert (error.param, error.code) == ("model", "missing_required_parameter")
+    assert error.message == "Missing required key: 'model'. (1 more)"
+
+
+def test_a_rejected_value_is_not_echoed() -> None:
+    assert "hunter2" not in fault(seed="hunter2")[2]
