@@ -34,7 +34,8 @@ from local.process import (
 from local.sockets import remove_socket_folder, socket_folder
 
 DATABASE = "lomo"
-_SOCKET_NAME = ".s.PGSQL.5432"  # fixed by Postgres: the default port is part of the name
+_PORT = 5432  # no TCP port, but part of the socket's name; said wherever PGPORT in somebody's shell would step in
+_SOCKET_NAME = f".s.PGSQL.{_PORT}"  # fixed by Postgres
 _INITDB_TIMEOUT_S = 120.0  # 0.7 s on an idle machine, 8 s seen on a loaded one
 _START_TIMEOUT_S = 120.0  # 0.1 s warm; recovery after a crash reads the write-ahead log, at most max_wal_size
 _STOP_GRACE_S = 30.0  # a fast shutdown writes a checkpoint: 0.1 s idle
@@ -42,6 +43,7 @@ _STOP_GRACE_S = 30.0  # a fast shutdown writes a checkpoint: 0.1 s idle
 # For a machine whose memory belongs to the training, and a database of some hundred megabytes.
 _SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
+    "port": str(_PORT),
     "unix_socket_permissions": "0700",
     "max_connections": "60",  # server pool 20, worker 10, beat, LISTEN and people with psql leave room
     "shared_buffers": "64MB",
@@ -105,11 +107,11 @@ class Postgres:
 
     def url(self, database: str = DATABASE) -> str:
         """Return the SQLAlchemy URL of `database` on this server."""
-        return f"postgresql+psycopg://postgres@/{database}?host={self._socket_folder}"
+        return f"postgresql+psycopg://postgres@/{database}?host={self._socket_folder}&port={_PORT}"
 
     def conninfo(self, database: str = "postgres") -> str:
         """Return the libpq connection string of `database` on this server."""
-        return f"host={self._socket_folder} user=postgres dbname={database}"
+        return f"host={self._socket_folder} port={_PORT} user=postgres dbname={database}"
 
     def start(self) -> None:
         """Start the server, making the cluster and the database `lomo` if they are not there yet; ready on return.
@@ -131,7 +133,10 @@ class Postgres:
         )
         self._process.start()
         self._process.wait_ready(timeout_s=_START_TIMEOUT_S)
-        self.create_database(DATABASE)
+        try:
+            self.create_database(DATABASE)
+        except psycopg.Error as error:
+            raise ProcessFailedError(f"Postgres is up but refuses our connection: {error}") from error
 
     def stop(self) -> None:
         """Stop the server (fast shutdown: clients are disconnected, data is on disk). May be called twice."""

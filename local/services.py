@@ -14,14 +14,16 @@ from local.process import ProcessSpec
 Environment = Mapping[str, str]
 """The variables of a process."""
 
-_WORKER_STOP_GRACE_S = 60.0  # the worker stops its trainings at a checkpoint first; compose grants the same
+# Defaults of the worker's own settings (worker/settings.py), as far as they decide how it is started and stopped.
+_DEFAULT_SLOTS = 1
+_DEFAULT_ENGINE_GRACE_S = 50.0  # an engine's time to write its checkpoint
+_WORKER_EXTRA_GRACE_S = 10.0  # after which the worker gives its jobs back
 _STOP_GRACE_S = 10.0  # the server ends its streams, beat has nothing to do
 
 _CELERY = (sys.executable, "-m", "celery", "-A", "worker.app")
-# Two threads: one waits in the job that runs, the other serves the control queue (the reaper).
 _WORKER_OPTIONS = (
-    *("--pool=threads", "--concurrency=2", "--queues=jobs,control"),
-    *("--without-gossip", "--without-mingle", "--loglevel=INFO", "--hostname=lomo@%h"),
+    *("--pool=threads", "--queues=jobs,control", "--without-gossip", "--without-mingle"),
+    *("--loglevel=INFO", "--hostname=lomo@%h"),
 )
 
 
@@ -30,7 +32,8 @@ def make_environment(folder: DataFolder, *, database_url: str, broker_url: str, 
 
     Our processes run with the log folder as working directory, so relative paths of the caller's are made absolute.
     """
-    env = dict(os.environ)
+    # Variables of libpq (PGOPTIONS, PGSERVICE, ...) are meant for another database.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     if roots := env.get("LOMO_MODEL_ROOTS"):
         env["LOMO_MODEL_ROOTS"] = ":".join(str(Path(root).absolute()) for root in roots.split(":") if root)
     return {
@@ -56,7 +59,15 @@ def server_spec(folder: DataFolder, env: Environment) -> ProcessSpec:
 
 def worker_spec(folder: DataFolder, env: Environment) -> ProcessSpec:
     """The Celery worker that runs the jobs of this machine."""
-    return _spec(folder, "worker", [*_CELERY, "worker", *_WORKER_OPTIONS], env, stop_grace_s=_WORKER_STOP_GRACE_S)
+    # A thread waits in each job that runs, and one serves the control queue (the reaper).
+    num_threads = int(_number(env, "LOMO_SLOTS", _DEFAULT_SLOTS)) + 1
+    return _spec(
+        folder,
+        "worker",
+        [*_CELERY, "worker", *_WORKER_OPTIONS, f"--concurrency={num_threads}"],
+        env,
+        stop_grace_s=_number(env, "LOMO_STOP_GRACE_S", _DEFAULT_ENGINE_GRACE_S) + _WORKER_EXTRA_GRACE_S,
+    )
 
 
 def beat_spec(folder: DataFolder, env: Environment) -> ProcessSpec:
@@ -79,3 +90,11 @@ def _spec(
         # Without its supervisor it has lost its database and its broker; what a job needs is in its last checkpoint.
         death_signal=signal.SIGKILL,
     )
+
+
+def _number(env: Environment, name: str, default: float) -> float:
+    """Return a setting of the worker's that matters here too; a wrong one is the worker's to complain about."""
+    try:
+        return float(env.get(name, default))
+    except ValueError:
+        return default

@@ -153,7 +153,8 @@ def test_children_know_their_stack_and_the_users_own_settings(tmp_path, stand_in
     with Stack(tmp_path / "lomo") as stack:
         log = stack.logs_dir / "worker.log"
         env = eval(log.read_text())  # noqa: S307 - our own stand-in wrote it
-        assert env["LOMO_DATABASE_URL"] == f"postgresql+psycopg://postgres@/lomo?host={stack.data_dir}/postgres"
+        host = f"{stack.data_dir}/postgres"
+        assert env["LOMO_DATABASE_URL"] == f"postgresql+psycopg://postgres@/lomo?host={host}&port=5432"
         assert env["LOMO_BROKER_URL"] == f"redis+socket://{stack.data_dir}/valkey/vk.sock?virtual_host=0"
         assert (env["LOMO_DATA_DIR"], env["LOMO_ADMIN_KEY_FILE"]) == (str(stack.data_dir), str(stack.admin_key_path))
         assert (env["LOMO_SERVER_HOST"], env["LOMO_SERVER_PORT"]) == ("127.0.0.1", str(stack.port))
