@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 # What Celery says about each message at INFO; a doorbell is not news, and rings come every few seconds.
-_QUIET_LOGGERS = ("celery.app.trace", "celery.worker.strategy", "celery.beat")
+_QUIET_LOGGERS = ("celery.app.trace", "celery.worker.strategy", "celery.worker.request", "celery.beat")
 
 
 def configure_logs(level: int | str) -> None:

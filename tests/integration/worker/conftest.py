@@ -21,6 +21,8 @@ from jobs.db import Database
 from jobs.ids import new_file_id
 from jobs.models import Event, Job
 from jobs.spec import JobSpec
+from jobs.status import TERMINAL, JobStatus
+from tests.conftest import wait_until_true
 from worker.node import Node
 from worker.settings import WorkerSettings
 
@@ -59,15 +61,26 @@ class Bench:
         self.nodes.append(Node(settings, send_ring=lambda: self.rings.append(None)))
         return self.nodes[-1]
 
+    def work_until_ended(self, node: Node, job_id: str) -> Job:
+        """Let a node look at the queue until the job has ended: after a failure it comes back at the back-off's end."""
+
+        def has_ended() -> bool:
+            node.work()
+            return JobStatus(self.job(job_id).status) in TERMINAL
+
+        wait_until_true(has_ended, 30, f"the end of {job_id}")
+        return self.job(job_id)
+
     def job(self, job_id: str) -> Job:
         """The job's row as it is now."""
         return reads.get_job(self.db, organization_id=ORGANIZATION, job_id=job_id)
 
     def events(self, job_id: str) -> Sequence[Event]:
         """Every event, oldest first, after a check that the sequence has no gap."""
+        last_seq = self.job(job_id).last_seq  # first, since a running job goes on between the two reads
         events = reads.events_since(self.db, job_id=job_id, seq=0, limit=100_000)
         assert [event.seq for event in events] == list(range(1, len(events) + 1))
-        assert self.job(job_id).last_seq == len(events)
+        assert last_seq <= len(events)
         return events
 
     def messages(self, job_id: str) -> list[str]:
@@ -92,6 +105,18 @@ class Bench:
             return int((self.folder(job_id) / f"attempt-{attempt}" / "engine.pid").read_text(encoding="ascii"))
         except (FileNotFoundError, ValueError):
             return None
+
+    def is_engine_alive(self, job_id: str, *, attempt: int = 1) -> bool:
+        """Whether an attempt's engine runs; a zombie does not."""
+        try:
+            pid = self.engine_pid(job_id, attempt=attempt)
+            return pid is not None and bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+    def has_touched(self, job_id: str, name: str) -> bool:
+        """Whether a script has come to its `touch`."""
+        return (self.folder(job_id) / name).exists()
 
     def cancel(self, job_id: str) -> None:
         """Ask for the job's end, as the API does."""
@@ -120,11 +145,11 @@ def bench(tmp_path: Path, database_url: str, broker_url: str) -> Iterator[Bench]
     yield bench
     for node in bench.nodes:
         node.close()
-    db.dispose()
+    bench.db.dispose()
 
 
 @pytest.fixture
-def in_background() -> Iterator[Callable[[Callable[[], None]], threading.Thread]]:
+def in_background(bench: Bench) -> Iterator[Callable[[Callable[[], None]], threading.Thread]]:
     """Run something in a thread that is joined at the test's end."""
     threads: list[threading.Thread] = []
 
@@ -134,6 +159,8 @@ def in_background() -> Iterator[Callable[[Callable[[], None]], threading.Thread]
         return threads[-1]
 
     yield start
+    for node in bench.nodes:
+        node.stopping.set()
     for thread in threads:
         thread.join(30)
         assert not thread.is_alive()
@@ -142,16 +169,15 @@ def in_background() -> Iterator[Callable[[Callable[[], None]], threading.Thread]
 class CeleryWorker:
     """A real worker: `python -m celery -A worker.app worker`, with beat in it, in a session of its own."""
 
-    def __init__(self, settings: WorkerSettings, *, log_path: Path, beat: bool = True) -> None:
+    def __init__(self, settings: WorkerSettings, *, log_path: Path, concurrency: int) -> None:
         self.log_path = log_path
-        command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "--pool=threads"]
-        command += ["--concurrency=2", "-Q", "jobs,control", "--without-gossip", "--without-mingle", "--loglevel=INFO"]
-        if beat:
-            command += ["--beat", "--schedule", str(log_path.with_suffix(".schedule"))]
+        command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "--pool=threads", "--beat"]
+        command += [f"--concurrency={concurrency}", "-Q", "jobs,control", "--without-gossip", "--without-mingle"]
+        command += ["--loglevel=INFO", "--schedule", str(log_path.with_suffix(".schedule"))]
         with log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
-                cwd=settings.data_dir,
+                cwd=log_path.parent,
                 env=environment(settings),
                 stdout=log,
                 stderr=log,
@@ -163,9 +189,9 @@ class CeleryWorker:
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     def kill(self) -> None:
-        """`kill -9` of the whole process, as the kernel does when memory runs out."""
-        self.process.kill()
-        self.process.wait(10)
+        """`kill -9`, beat included; the engines, each in a session of its own, get no signal by this."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
 
     def terminate(self, timeout_s: float = 30) -> int:
         """SIGTERM, and wait. Returns the exit code."""
@@ -178,10 +204,10 @@ def environment(settings: WorkerSettings) -> dict[str, str]:
     names = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "OMP_NUM_THREADS": "1"}
     values = {
         **{name: str(getattr(settings, name)) for name in ("database_url", "broker_url", "data_dir", "worker_name")},
-        **{name: str(getattr(settings, name)) for name in (*SHORT, "ship_every_s", "stop_grace_s", "max_failures")},
+        **{name: str(getattr(settings, name)) for name in (*SHORT, "ship_every_s", "stop_grace_s", "slots")},
         "engine_command": " ".join(settings.engine_command),
     }
-    return {**names, **{f"LOMO_{name.upper()}": value for name, value in values.items()}}
+    return {**names, **{f"LOMO_{name.upper()}": value for name, value in values.items() if value}}
 
 
 @pytest.fixture
@@ -189,20 +215,13 @@ def start_worker(bench: Bench, tmp_path: Path) -> Iterator[Callable[..., CeleryW
     """Start real Celery workers (about 2 s each); what still runs at the test's end is killed."""
     workers: list[CeleryWorker] = []
 
-    def start(*, beat: bool = True, **changes: Any) -> CeleryWorker:
+    def start(*, concurrency: int = 2, **changes: Any) -> CeleryWorker:
         settings = bench.settings.model_copy(update=changes)
-        workers.append(CeleryWorker(settings, log_path=tmp_path / f"worker-{len(workers)}.log", beat=beat))
+        log_path = tmp_path / f"worker-{len(workers)}.log"
+        workers.append(CeleryWorker(settings, log_path=log_path, concurrency=concurrency))
         return workers[-1]
 
     yield start
     for worker in workers:
         if worker.process.poll() is None:
             worker.kill()
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
