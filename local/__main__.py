@@ -46,7 +46,7 @@ def up(
             threading.Event().wait()
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
-    except LocalError as error:
+    except (LocalError, OSError) as error:  # OSError: a full disk, a folder that was taken away
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
 
@@ -63,7 +63,7 @@ def demo(
         exit_code = run_demo(data_dir, port=port)
     except KeyboardInterrupt:
         raise typer.Exit(_EXIT_INTERRUPTED) from None
-    except LocalError as error:
+    except (LocalError, OSError) as error:  # OSError: a full disk, a folder that was taken away
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
     raise typer.Exit(exit_code)

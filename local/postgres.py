@@ -163,23 +163,25 @@ class Postgres:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(mode=0o700)
             _give_to(partial, owner)
-            command: list[str | Path] = [
-                binaries / "initdb",
-                "-D",
-                partial,
-                "-U",
-                "postgres",
-                "-E",
-                "UTF8",
-                "--locale=C.UTF-8",
-            ]
+            command: list[str | Path] = [binaries / "initdb", "-D", partial, "--username=postgres", "--encoding=UTF8"]
+            # Postgres' own locale: the same order on every system, and not changed by an upgrade of the C library.
+            command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
             command += ["--auth-local=trust", "--auth-host=reject", "--no-instructions"]
             if self._settings.get("fsync") == "off":
                 command.append("--no-sync")
             run_to_end(self._spec("initdb", command, identity), timeout_s=_INITDB_TIMEOUT_S)
-            self.data.rmdir()
-            partial.rename(self.data)
+            self._replace_empty_data(partial)
         _give_to(self.data, owner)
+
+    def _replace_empty_data(self, partial: Path) -> None:
+        try:
+            self.data.rmdir()
+        except OSError as error:
+            raise ProcessFailedError(
+                f"{self.data} holds files but no Postgres cluster (no PG_VERSION). Restore it from a backup, or "
+                "move it away to start with an empty database."
+            ) from error
+        partial.rename(self.data)
 
     def _spec(self, name: str, command: list[str | Path], identity: str) -> ProcessSpec:
         # PG* variables of the user's shell (PGDATA, PGPORT, ...) would change what these programs do.
@@ -187,7 +189,7 @@ class Postgres:
         return ProcessSpec(
             name=name,
             argv=command,
-            env={**env, "LC_ALL": "C.UTF-8", "TZ": "UTC"},
+            env={**env, "LC_ALL": "C", "TZ": "UTC"},
             log_path=self.log_path,
             cwd=self.root,
             stop_signal=signal.SIGINT,  # fast shutdown; SIGTERM would wait for every client to leave
@@ -234,7 +236,7 @@ def choose_identity(binaries: Path, root: Path) -> tuple[str, tuple[int, int]]:
     try:
         nobody = pwd.getpwnam("nobody")  # initdb wants a name for its user id
     except KeyError as error:
-        raise ProcessFailedError("Postgres does not run as root, and no user `nobody` to run it as.") from error
+        raise ProcessFailedError("Postgres does not run as root, and no user `nobody` is there instead.") from error
     through = [binaries / "postgres", root]
     ids = f"{nobody.pw_uid}:{nobody.pw_gid}"
     if can_run_as(f"userns:{ids}", through=through):

@@ -71,6 +71,7 @@ def test_starts_from_nothing_and_keeps_its_data_over_a_stop(tmp_path, make_postg
     assert query(second, "SELECT count(*) FROM kept") == 1000
     assert query(second, "SHOW listen_addresses") == ""
     assert query(second, "SHOW shared_buffers") == "64MB"
+    assert query(second, "SELECT upper('\u00e4') || length('\u20ac') || ('Z' < 'a')") == "\u00c41true"
 
 
 def test_a_server_that_is_to_last_syncs_its_writes(tmp_path):
@@ -134,6 +135,14 @@ def test_interrupted_initdb_leaves_nothing_that_a_later_start_would_trust(tmp_pa
     server.start()
     assert query(server, "SELECT 1") == 1
     assert not partial.exists()
+
+
+def test_data_folder_with_foreign_files_is_left_alone(tmp_path, make_postgres):
+    (tmp_path / "pg" / "data").mkdir(parents=True)
+    (tmp_path / "pg" / "data" / "precious").write_text("mine")
+    with pytest.raises(ProcessFailedError, match="holds files but no Postgres cluster"):
+        make_postgres(tmp_path / "pg").start()
+    assert (tmp_path / "pg" / "data" / "precious").read_text() == "mine"
 
 
 def test_folders_and_their_parents_stay_closed_to_others(tmp_path, make_postgres):
