@@ -22,6 +22,7 @@ from rich.console import Console
 
 from local.demo_data import DemoFiles, write_demo_files
 from local.errors import LocalError, WheelMissingError
+from local.folder import DataFolder
 from local.progress import ConsoleProgress, Progress
 from local.stack import Stack
 
@@ -59,6 +60,7 @@ def run(data_dir: Path, *, port: int | None = None) -> int:
     """
     started_s = time.monotonic()
     progress = ConsoleProgress(Console(stderr=True, highlight=False, soft_wrap=True))
+    DataFolder(data_dir).make()
     _ensure_base_model(data_dir / "models" / MODEL_NAME, progress)
     files = write_demo_files(data_dir / "demo")
     progress.note(

@@ -38,20 +38,24 @@ class DataFolder:
         self._lock_path = self.path / "lock"
         self._lock_fd: int | None = None
 
+    def make(self) -> None:
+        """Make the folder and what is missing in it, closed to others. Raises DataDirError if it cannot be used."""
+        try:
+            self._make()
+        except OSError as error:
+            raise self._unusable(error) from error
+
     def acquire(self) -> None:
-        """Make the folder and what is missing in it, and take its lock until `release` or the end of this process.
+        """Make the folder and take its lock until `release` or the end of this process.
 
         Raises DataDirError if it cannot be used and FolderBusyError if another process holds it.
         """
+        self.make()
         try:
-            self._make()
             self._lock_fd = self._locked()
-            self.remove_stack()  # a killed holder left it
         except OSError as error:
-            raise DataDirError(
-                f"The data folder {self.path} cannot be used: {error.strerror or error}"
-                f"{f' ({error.filename})' if error.filename else ''}. Choose another one with --data-dir."
-            ) from error
+            raise self._unusable(error) from error
+        self.remove_stack()  # a killed holder left it
 
     def release(self) -> None:
         """Give up the lock. The file stays: removing it would let two processes hold two locks of one name."""
@@ -86,6 +90,13 @@ class DataFolder:
             )
         for name in _SUBFOLDERS:
             (self.path / name).mkdir(mode=0o700, exist_ok=True)
+
+    def _unusable(self, error: OSError) -> DataDirError:
+        where = f" ({error.filename})" if error.filename else ""
+        return DataDirError(
+            f"The data folder {self.path} cannot be used: {error.strerror or error}{where}. "
+            "Choose another one with --data-dir."
+        )
 
     def _locked(self) -> int:
         descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o600)
