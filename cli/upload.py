@@ -47,7 +47,8 @@ def upload(client: ApiClient, path: Path, *, purpose: str) -> Json:
             progress.stop()
     took = time.monotonic() - started
     duration = f" in {format_seconds(took)}" if took > 1 else ""
-    talk.print(f"Uploaded {printable(path.name)} ({format_bytes(num_bytes)}){duration}.", markup=False)
+    name, file_id = printable(path.name), printable(str(file["id"]))
+    talk.print(f"Uploaded {name} ({format_bytes(num_bytes)}){duration} as {file_id}.", markup=False)
     return file
 
 

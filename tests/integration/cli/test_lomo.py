@@ -306,6 +306,16 @@ def test_a_wrong_key(place: Place) -> None:
     assert err.count("\n") == 1
 
 
+def test_a_refusal_before_the_end_of_an_upload_is_heard(place: Place) -> None:
+    """The server answers before it has read everything; what counts is its answer, not that sending failed."""
+    path = place.write(b"")
+    os.truncate(path, 64 << 20)
+    place.key_file.write_text("sk-lomo-wrong", encoding="ascii")
+    code, out, err = place.lomo("files", "upload", path)
+    assert (code, out) == (1, "")
+    assert "This API key is not valid" in err
+
+
 def test_health_tells_what_is_missing(place: Place) -> None:
     code, out, _ = place.lomo("health")
     fields = dict(line.split(maxsplit=1) for line in out.splitlines())

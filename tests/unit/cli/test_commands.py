@@ -42,7 +42,7 @@ def test_upload_prints_the_id_and_sends_the_bytes(server: ScriptedServer, lomo: 
     (tmp_path / "train.jsonl").write_bytes(data)
     server.on("POST", "/files", Response(body=FILE))
     code, out, err = lomo("files", "upload", str(tmp_path / "train.jsonl"))
-    assert (code, out, err) == (0, "file-abc\n", "Uploaded train.jsonl (2.9 MiB).\n")
+    assert (code, out, err) == (0, "file-abc\n", "Uploaded train.jsonl (2.9 MiB) as file-abc.\n")
     [request] = server.requests
     assert request.headers["Authorization"] == f"Bearer {KEY}"
     assert request.headers["User-Agent"].startswith("lomo-cli/")

@@ -100,7 +100,7 @@ def test_files_given_by_path_are_uploaded_first(server: ScriptedServer, lomo: Lo
     train, valid = str(tmp_path / "train"), str(tmp_path / "valid")
     code, out, err = lomo("jobs", "create", "--model", "m", "--training-file", train, "--validation-file", valid)
     assert (code, out) == (0, f"{make_job()['id']}\n")
-    assert "Uploaded train (35 B)." in err
+    assert "Uploaded train (35 B) as file-1." in err
     assert server.requests[-1].json["training_file"] == "file-1"
     assert server.requests[-1].json["validation_file"] == "file-2"
 
