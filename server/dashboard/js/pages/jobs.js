@@ -60,7 +60,7 @@ const Foot = ({ state, feed }) => html`<div class="row wrap between listfoot"><$
 
 export function JobsPage() {
   const feed = useMemo(() => new JobsFeed(), []), state = feed.state.use(), now = useNow(RELATIVE_TIMES_MS), late = useAfter(SKELETON_MS);
-  const { query } = route.use(), box = useRef(), [current, setCurrent] = useState(-1), [asking, setAsking] = useState(false);
+  const { query } = route.use(), box = useRef(), at = useRef(-1), [current, setCurrent] = useState(-1), [asking, setAsking] = useState(false);
   const sort = query.get('sort') || NEWEST_FIRST, filter = query.get('status') || 'all', search = query.get('q') ?? '';
   const jobs = state.jobs ?? [], inOrder = useOrder(state.jobs, sort);
   const rows = inOrder.filter(view => passes(view, filter) && searchText(view).includes(search.toLowerCase()));
@@ -70,7 +70,10 @@ export function JobsPage() {
     feed.start();
     return () => feed.stop();
   }, []);
-  const move = by => setCurrent(index => Math.max(0, Math.min(rows.length - 1, index + by)));
+  const move = by => {
+    at.current = Math.max(0, Math.min(rows.length - 1, at.current + by));     // a ref: keys can be faster than renders
+    setCurrent(at.current);
+  };
   useKeys({
     '/': event => {
       event.preventDefault();
@@ -78,7 +81,7 @@ export function JobsPage() {
     },
     j: () => move(1),
     k: () => move(-1),
-    Enter: event => event.target === document.body && rows[current] && (location.hash = `#/job/${rows[current].id}`),
+    Enter: event => event.target === document.body && rows[at.current] && (location.hash = `#/job/${rows[at.current].id}`),
     n: () => setAsking(true),
   });
 

@@ -50,5 +50,5 @@ export function Log({ state, older }) {
       ${state.hasOlder && html`<button class="btn s" onClick=${older}>Read older lines</button>`}<span class="grow"></span>
       ${!follow && unseen > 0 && html`<button class="btn s" onClick=${() => setFollow(true)}>${int(unseen)} new</button>`}
       <label class="row small"><input type="checkbox" checked=${follow} onChange=${e => setFollow(e.target.checked)} />Follow</label></div>
-    <ol class="log" ref=${box} tabindex="0" aria-label="Log">${shown.map(event => html`<${Line} key=${event.seq} event=${event} search=${search} />`)}</ol>`;
+    <ol class="log" ref=${box} tabindex="0" aria-label="Log lines">${shown.map(event => html`<${Line} key=${event.seq} event=${event} search=${search} />`)}</ol>`;
 }

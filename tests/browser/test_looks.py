@@ -1,0 +1,104 @@
+"""Both themes, wide and narrow: nothing overflows, everything that can be used has a name; and the README's picture."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import Dashboard, OpenPage
+from tests.browser.simulated_run import SimulatedRun, submit
+
+pytestmark = pytest.mark.browser
+
+PICTURE = Path(__file__).parents[2] / "docs" / "img" / "dashboard.png"
+TABS = ("Events", "Log", "Checkpoints", "Evaluation", "Config")
+
+# What a screen reader would have nothing to say about.
+_NAMELESS = """() => [...document.querySelectorAll('a, button, input, [role=img], [role=progressbar], [tabindex="0"]')]
+    .filter(e => e.checkVisibility() && !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length))
+    .map(e => e.outerHTML.slice(0, 120))"""
+
+
+def find_axe() -> str | None:
+    """The source of axe-core, where LOMO_TEST_AXE names its file or the package axe-playwright-python is installed."""
+    if path := os.environ.get("LOMO_TEST_AXE"):
+        return Path(path).read_text(encoding="utf-8")
+    spec = importlib.util.find_spec("axe_playwright_python")
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).with_name("axe.min.js").read_text(encoding="utf-8")
+
+
+def make_jobs(dashboard: Dashboard) -> SimulatedRun:
+    """A failed, a running and a waiting job; returns the running one's run."""
+    submit(dashboard.db, "gsm8k-full")
+    failed = SimulatedRun.start(dashboard.db, total_steps=100, steps_ago=20)
+    failed.train(20)
+    failed.fail("out_of_memory", "The step needs 2.31 GB, 0.31 GB more than the device has.")
+    submit(dashboard.db, "support-replies", lomo={"eval_every_steps": 20})
+    run = SimulatedRun.start(dashboard.db, total_steps=180, steps_ago=124)
+    run.evaluate(valid_loss=2.98, choice_accuracy=0.36)
+    for valid_loss, share in ((2.3, 0.5), (1.95, 0.68), (1.8, 0.74)):
+        run.train(20)
+        run.evaluate(valid_loss=valid_loss, choice_accuracy=share)
+    run.checkpoint()
+    run.say("row 4117 is longer than 512 tokens and was cut", level="warn")
+    run.lose_and_resume(from_step=60)
+    run.train(64)
+    submit(dashboard.db, "a-job-with-a-name-that-is-far-too-long-for-its-column-in-the-list")
+    return run
+
+
+def open_pages(page: Page, dashboard: Dashboard, run: SimulatedRun) -> list[str]:
+    """The addresses to look at, after the list has been read."""
+    page.get_by_text("support-replies", exact=True).wait_for()
+    return ["#/jobs", *(f"#/job/{run.job_id}/{tab.lower()}" for tab in TABS)]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 400])
+def test_every_view_fits_its_width_and_names_its_parts(
+    signed_in: OpenPage, dashboard: Dashboard, scheme: str, width: int
+) -> None:
+    run = make_jobs(dashboard)
+    page = signed_in(width=width, scheme=scheme)
+    axe = find_axe()
+    for address in open_pages(page, dashboard, run):
+        page.goto(f"{dashboard.url}/{address}")
+        page.locator(".card").first.wait_for()
+        if "job/" in address:
+            expect(page.locator(".plot canvas")).to_have_count(4)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, address
+        assert page.evaluate(_NAMELESS) == [], address
+        expect(page.locator("h1")).to_have_count(1)
+        if axe is not None:
+            page.evaluate(axe)
+            found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+            assert [(v["id"], v["nodes"][0]["html"]) for v in found["violations"]] == [], address
+
+
+def test_the_theme_can_be_chosen_and_is_remembered(signed_in: OpenPage, dashboard: Dashboard) -> None:
+    run = make_jobs(dashboard)
+    page = signed_in(scheme="light")
+    page.goto(f"{dashboard.url}/#/job/{run.job_id}")
+    expect(page.locator(".plot canvas")).to_have_count(4)
+    page.get_by_role("button", name="Switch to dark theme").click()
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == "rgb(15, 17, 20)"
+    expect(page.locator(".plot canvas")).to_have_count(4)
+    page.reload()
+    page.get_by_role("button", name="Switch to light theme").wait_for()
+
+
+@pytest.mark.skipif(os.environ.get("LOMO_UPDATE_PICTURES") != "1", reason="LOMO_UPDATE_PICTURES=1 draws it anew")
+def test_draw_the_picture_of_the_readme(signed_in: OpenPage, dashboard: Dashboard) -> None:
+    run = make_jobs(dashboard)
+    page = signed_in()
+    page.goto(f"{dashboard.url}/#/job/{run.job_id}")
+    expect(page.locator(".plot canvas")).to_have_count(4)
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=PICTURE)
