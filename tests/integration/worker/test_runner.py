@@ -9,7 +9,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from sqlalchemy import update
 
@@ -17,18 +16,11 @@ from jobs import eventlog, lifecycle, migrate, reads
 from jobs.db import Database
 from jobs.models import Job
 from local.postgres import NOT_DURABLE, Postgres
+from tests.support.worker_bench import is_alive
 from worker.journal_shipper import JournalReader
 
 FINISH = [["steps", 3], ["checkpoint"], ["steps", 2], ["finish"]]
 HANG = [["steps", 1], ["touch", "hanging"]]
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_success(bench: Any) -> None:
