@@ -28,6 +28,7 @@ _UPLOAD_PATH = "/v1/files"
 # Probes come by address, not by name, and learn nothing worth protecting.
 _PROBES = frozenset({"/healthz", "/readyz"})
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_MAX_LENGTH_DIGITS = 20  # of 2**64
 # A path longer than this was not written by people; it would only fill the log.
 _MAX_LOGGED_PATH_CHARS = 200
 
@@ -127,10 +128,19 @@ class BodyLimit:
         is_upload = scope["path"] == _UPLOAD_PATH and scope["method"] == "POST"
         limit = MAX_UPLOAD_BYTES if is_upload else MAX_JSON_BYTES
         announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and len(announced) < 20 and int(announced) > limit:
+        if announced.isdecimal() and int(announced[:_MAX_LENGTH_DIGITS]) > limit:
             await error_response(too_large(limit))(scope, receive, send)
             return
-        await self.app(scope, _CountedBody(receive, limit), send)
+        body = _CountedBody(receive, limit)
+        has_endless_body = "transfer-encoding" in Headers(scope=scope)
+
+        async def send_or_hang_up(message: Message) -> None:
+            # Uvicorn reads on what a route did not want. Where no length was announced that has no end.
+            if message["type"] == "http.response.start" and has_endless_body and not body.has_ended:
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        await self.app(scope, body, send_or_hang_up)
 
 
 class _CountedBody:
@@ -140,7 +150,7 @@ class _CountedBody:
         self._receive = receive
         self._limit = limit
         self._num_bytes = 0
-        self._ended = False
+        self.has_ended = False
 
     async def __call__(self) -> Message:
         """The next message.
@@ -148,7 +158,7 @@ class _CountedBody:
         Raises:
             ApiError: 413 beyond the limit, 408 after too long a silence.
         """
-        if self._ended:
+        if self.has_ended:
             return await self._receive()
         try:
             async with asyncio.timeout(_BODY_SILENCE_S):
@@ -156,7 +166,7 @@ class _CountedBody:
         except TimeoutError as error:
             raise ApiError(408, "The request's body did not arrive.", code="request_timeout") from error
         self._num_bytes += len(message.get("body", b""))
-        self._ended = not message.get("more_body", False)
+        self.has_ended = not message.get("more_body", False)
         if self._num_bytes > self._limit:
             raise too_large(self._limit)
         return message
