@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Select, func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from jobs.db import Database
 from jobs.errors import NotFoundError
@@ -145,6 +145,7 @@ class JobDetails:
     model_path: str | None = None
     """The tuned model's folder relative to the data folder."""
     evaluations: list[Evaluation] = field(default_factory=list)
+    """By step: the first and the latest ones."""
     loss_curve: list[tuple[int, float]] | None = None
 
 
@@ -176,12 +177,31 @@ def read_details(db: Database, *, job_ids: Sequence[str], num_curve_points: int 
             details[job_id].model_path = path
         for job_id, step_s in session.execute(_RECENT_SPEED, {"job_ids": list(job_ids)}):
             details[job_id].step_s = step_s
-    for evaluation in list_evaluations(db, job_ids=job_ids):
-        details[evaluation.job_id].evaluations.append(evaluation)
+        for evaluation in session.scalars(_some_evaluations(job_ids)):
+            details[evaluation.job_id].evaluations.append(evaluation)
     if num_curve_points:
         for job_id, curve in loss_curves(db, job_ids=job_ids, num_points=num_curve_points).items():
             details[job_id].loss_curve = curve
     return details
+
+
+def _some_evaluations(job_ids: Sequence[str]) -> Select[Evaluation]:
+    """The first evaluation of each job and the latest 99: a job that evaluates at every step must not swell a list."""
+    numbered = (
+        select(
+            Evaluation,
+            func.row_number().over(partition_by=Evaluation.job_id, order_by=Evaluation.step).label("from_start"),
+            func.row_number().over(partition_by=Evaluation.job_id, order_by=Evaluation.step.desc()).label("from_end"),
+        )
+        .where(Evaluation.job_id.in_(job_ids))
+        .subquery()
+    )
+    some = aliased(Evaluation, numbered)
+    return (
+        select(some)
+        .where((numbered.c.from_start == 1) | (numbered.c.from_end < 100))
+        .order_by(numbered.c.job_id, numbered.c.step)
+    )
 
 
 # The last point of a bucket carries the values; loss also its extremes, so that a spike survives; memory its maximum.

@@ -40,6 +40,14 @@ _JOBS_INTERVAL_S = 1.0
 RETRY_S = 0.5
 # How long the LISTEN connection may be silent before it is tested: a dead peer sends nothing, not even an end.
 _LISTEN_TEST_S = 15.0
+# For libpq: seconds to connect; a peer that is gone without a word is noticed in some 20 s, not in two hours.
+_LISTEN_OPTIONS: dict[str, Any] = {
+    "connect_timeout": 3,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 20_000,
+}
 _READ_THREADS = 4
 
 log = structlog.get_logger(__name__)
@@ -91,6 +99,7 @@ class Hub:
     def start(self) -> None:
         """Begin to listen."""
         self._listener = asyncio.create_task(self._listen(), name="hub-listener")
+        self._listener.add_done_callback(self._after_listener)
 
     def stop_streams(self) -> None:
         """End every stream: they would otherwise hold up the server's stop for ever."""
@@ -165,7 +174,7 @@ class Hub:
         url = make_url(self.db.url).set(drivername="postgresql").render_as_string(hide_password=False)
         while True:
             try:
-                async with await psycopg.AsyncConnection.connect(url, autocommit=True, connect_timeout=3) as connection:
+                async with await psycopg.AsyncConnection.connect(url, autocommit=True, **_LISTEN_OPTIONS) as connection:
                     await connection.execute(f"LISTEN {NOTIFY_CHANNEL}")
                     log.info("hub_listening")
                     self._wake_all()
@@ -176,6 +185,11 @@ class Hub:
             except psycopg.Error as error:
                 log.warning("hub_connection_lost", error=str(error).splitlines()[:1])
                 await asyncio.sleep(RETRY_S)
+
+    def _after_listener(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            log.error("hub_listener_failed", exc_info=task.exception())
+            asyncio.get_running_loop().call_later(RETRY_S, self.start)
 
     def _wake(self, job_id: str) -> None:
         if job_id in self._events:
@@ -199,6 +213,7 @@ class _Topic:
         self.wake = asyncio.Event()
         self.queues: set[Queue] = set()
         self.task = asyncio.create_task(self._run())
+        self.task.add_done_callback(self._after_end)
 
     def subscribe(self) -> Queue:
         queue: Queue = asyncio.Queue(_QUEUE_BATCHES)
@@ -232,6 +247,12 @@ class _Topic:
                 log.warning("hub_read_failed", error=str(error).splitlines()[:1])
                 await asyncio.sleep(RETRY_S)
                 self.wake.set()
+
+    def _after_end(self, task: asyncio.Task[None]) -> None:
+        """A defect must not leave streams that only ping: they end, and come back to a new topic."""
+        if not task.cancelled():
+            log.error("hub_topic_failed", exc_info=task.exception())
+            self.publish(Signal.STOPPED)
 
     async def pump(self) -> None:
         """Read what is new and publish it."""

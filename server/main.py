@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
@@ -75,7 +76,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _allowed_hosts(settings: ServerSettings) -> frozenset[str]:
-    return frozenset(name.lower() for name in (*settings.allowed_hosts, settings.server_host))
+    """The configured names, and the address listened on where it is one (and not every interface)."""
+    names = [*settings.allowed_hosts]
+    try:
+        address = ip_address(settings.server_host)
+    except ValueError:
+        names.append(settings.server_host)
+    else:
+        if not address.is_unspecified:
+            names.append(f"[{address}]" if address.version == 6 else str(address))
+    return frozenset(name.lower() for name in names)
 
 
 def _names(route: BaseRoute) -> Iterator[str]:

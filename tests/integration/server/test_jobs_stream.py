@@ -8,7 +8,7 @@ import pytest
 
 from jobs import keys, lifecycle
 from jobs.spec import JobSpec
-from server import sse
+from server import hub, sse
 
 from .conftest import Follower, Site
 
@@ -101,3 +101,21 @@ def test_what_a_stream_cannot_do(site: Site) -> None:
     for query in ("after=ftjob-1", "metadata[a]=b"):
         assert site.client().get(f"{STREAM}&{query}").status_code == 400
     assert site.client().get("/v1/fine_tuning/jobs?include[]=everything").status_code == 400
+
+
+def test_a_defect_ends_the_streams_and_not_the_server(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = site.submit()
+    follower = site.follow(STREAM)
+    follower.wait_for(lambda: bool(follower.frames), "the first page")
+    with monkeypatch.context() as patch:
+
+        def fail(*_arguments: object, **_options: object) -> None:
+            raise KeyError("defect")
+
+        patch.setattr(hub, "describe_jobs", fail)
+        site.client().post(f"/v1/fine_tuning/jobs/{job_id}/cancel").raise_for_status()
+        follower.join()
+    again = site.follow(STREAM)
+    again.wait_for(lambda: bool(again.frames), "the first page")
+    new = site.submit()
+    again.wait_for(lambda: bool(frames_of(again, new)), "the new job")
