@@ -52,7 +52,8 @@ def hub_environment(source: Mapping[str, str] | None = None) -> dict[str, str]:
     """Variables for a download from the hub: the network is open, everything else as for an engine."""
     source = os.environ if source is None else source
     chosen = {name: value for name, value in source.items() if _PASSED_NAMES.match(name) or _PASSED_TO_HUB.match(name)}
-    return {**chosen, "HF_HUB_OFFLINE": "0", "PYTHONUNBUFFERED": "1"}
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return {**chosen, **quiet, "HF_HUB_OFFLINE": "0", "PYTHONUNBUFFERED": "1"}
 
 
 class EngineProcess:

@@ -7,6 +7,7 @@ was when its engine died, and is left alone.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from worker.outage import OUTAGES, Backoff
 
 MAX_BATCH_LINES = 500  # 5 ms per batch of 500 rows measured; beyond it a transaction only grows
 _SHOWN_CHARS = 200  # of a line that cannot be read: enough to see what it is
+_TAIL_BYTES = 65_536  # holds the last line: a `finished` event is two paths and some numbers
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +58,7 @@ class JournalReader:
 class JournalShipper:
     """Ships one attempt's journal in a thread of its own, and keeps what its end says.
 
-    `on_checkpoint` is called after each batch that published one.
+    `on_checkpoints` is called after each batch that published some, with their number.
     """
 
     def __init__(
@@ -67,14 +69,14 @@ class JournalShipper:
         *,
         relative: Callable[[str], str],
         every_s: float,
-        on_checkpoint: Callable[[], None],
+        on_checkpoints: Callable[[int], None],
     ) -> None:
         self._db = db
         self._claim = claim
         self._reader = JournalReader(path)
         self._relative = relative
         self._every_s = every_s
-        self._on_checkpoint = on_checkpoint
+        self._on_checkpoints = on_checkpoints
         self._ended = threading.Event()
         self._aborted = threading.Event()
         self.finished: Finished | None = None
@@ -121,8 +123,8 @@ class JournalShipper:
                 self._aborted.wait(backoff.failed(error))
             else:
                 backoff.worked()
-                if any(isinstance(line.event, Checkpoint) for _, line in lines):
-                    self._on_checkpoint()
+                if count := sum(isinstance(line.event, Checkpoint) for _, line in lines):
+                    self._on_checkpoints(count)
                 return True
         return False
 
@@ -151,11 +153,15 @@ def ship_leftovers(
 
 
 def find_finished(path: Path) -> Finished | None:
-    """The `finished` event of a journal, or None where its engine did not get that far."""
-    reader, found = JournalReader(path), None
-    while lines := reader.read():
-        found = next((line.event for _, line in lines if isinstance(line.event, Finished)), found)
-    return found
+    """The `finished` event of a journal, its last line if its engine got that far; None otherwise."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            *complete, _ = file.read().split(b"\n")
+    except FileNotFoundError:
+        return None
+    event = _decode(complete[-1]).event if complete else None
+    return event if isinstance(event, Finished) else None
 
 
 def _decode(raw: bytes) -> JournalLine:

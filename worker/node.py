@@ -21,7 +21,7 @@ from jobs.errors import LeaseLostError
 from jobs.lifecycle import Claim
 from worker.gpus import describe_devices, host_memory_bytes
 from worker.heartbeat import HostPulse
-from worker.outage import OUTAGES, StillAwayError, first_line, persist
+from worker.outage import NOT_READY, OUTAGES, StillAwayError, first_line, persist
 from worker.runner import Host, JobRunner
 from worker.settings import WorkerSettings
 
@@ -37,16 +37,16 @@ class WorkerRefusedError(Exception):
 
 
 class Node:
-    """One worker of one host. `ring` doubles as "send a doorbell": the node rings when it finds work it cannot take."""
+    """One worker of one host. `send_ring` sends a doorbell: the node rings for work that it finds and cannot take."""
 
-    def __init__(self, settings: WorkerSettings, *, send_ring: Callable[[], object], host: Host | None = None) -> None:
+    def __init__(self, settings: WorkerSettings, *, send_ring: Callable[[], object]) -> None:
         self.settings = settings
         self.stopping = threading.Event()
         """Set by SIGTERM; every job looks at it."""
         self.incarnation = secrets.token_hex(8)
-        db = Database(settings.database_url, pool_size=_CONNECTIONS_PER_JOB * settings.slots + _CONNECTIONS_BESIDE)
-        self.host = host or Host(db=db, settings=settings, stopping=self.stopping)
-        self._db = self.host.db
+        pool_size = _CONNECTIONS_PER_JOB * settings.slots + _CONNECTIONS_BESIDE
+        self._db = Database(settings.database_url, pool_size=pool_size)
+        self.host = Host(db=self._db, settings=settings, stopping=self.stopping)
         self._send_ring = send_ring
         self._slots = threading.Semaphore(settings.slots)
         self._rung = threading.Event()
@@ -71,7 +71,8 @@ class Node:
     def close(self) -> None:
         """End the thread and close the database's connections; the lock goes with its file."""
         self._closed.set()
-        self.stopping.set()
+        if not self.stopping.is_set():  # set twice, it could be caught in between by the signal handler that sets it
+            self.stopping.set()
         if self._pulse.ident is not None:
             self._pulse.join()
         self._db.dispose()
@@ -139,7 +140,7 @@ class Node:
 
     def _live(self) -> None:
         try:
-            persist(self._announce, what="announcing the host", stopping=self._closed)
+            persist(self._announce, what="announcing the host", stopping=self._closed, outages=NOT_READY)
         except StillAwayError:
             return
         self._send_ring()

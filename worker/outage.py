@@ -12,13 +12,17 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import structlog
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 T = TypeVar("T")
 
 OUTAGES = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
 """Refused or broken connections, timeouts, a server that starts or stops, a standby that only reads."""
+
+NOT_READY = (*OUTAGES, ProgrammingError)
+"""These, and a database whose schema is not there yet: a worker may be started before the migration has run. Only for
+what is repeated for ever anyway; elsewhere a wrong statement is a defect and has to be seen."""
 
 _FIRST_DELAY_S = 0.2  # a restart of Postgres takes about a second
 _MAX_DELAY_S = 5.0  # as the reaper's interval: a longer wait would delay what the return of the database allows
@@ -54,7 +58,13 @@ class Backoff:
         self._failures = 0
 
 
-def persist(write: Callable[[], T], *, what: str, stopping: threading.Event) -> T:
+def persist(
+    write: Callable[[], T],
+    *,
+    what: str,
+    stopping: threading.Event,
+    outages: tuple[type[Exception], ...] = OUTAGES,
+) -> T:
     """Call `write` until the database takes it. Once the worker is `stopping`, for 4 s more at the most.
 
     Raises:
@@ -65,7 +75,7 @@ def persist(write: Callable[[], T], *, what: str, stopping: threading.Event) -> 
     while True:
         try:
             result = write()
-        except OUTAGES as error:
+        except outages as error:
             delay_s = backoff.failed(error)
             if stopping.is_set():
                 deadline = deadline or time.monotonic() + STOP_PATIENCE_S

@@ -1,8 +1,9 @@
 """What of a job's attempts stays on disk.
 
 Every attempt has a folder of its own, so that an engine that should be dead can harm nobody's work. Once a later
-attempt has published a checkpoint, or the job has its model, the earlier ones' weights are of no more use and go; their
-journals, specifications and logs stay. Within its own attempt the engine itself keeps the last checkpoints.
+attempt has published as many checkpoints as are to be kept, or the job has its model, the earlier ones' weights are of
+no more use and go; their journals, specifications and logs stay. Within its own attempt the engine itself keeps the
+last checkpoints.
 """
 
 from __future__ import annotations

@@ -91,6 +91,7 @@ class JobRunner:
         self._data_dir = host.settings.data_dir.absolute()
         self._job_folder = self._data_dir / "runs" / claim.lease.job_id
         self._folder = attempt_folder(self._data_dir / "runs", job_id=claim.lease.job_id, attempt=claim.lease.attempt)
+        self._num_checkpoints = 0
         self._wake = threading.Event()
         self._heartbeat = Heartbeat(
             host.db,
@@ -234,7 +235,7 @@ class JobRunner:
             self._folder / JOURNAL_NAME,
             relative=self._relative,
             every_s=self._settings.ship_every_s,
-            on_checkpoint=lambda: prune_superseded(self._job_folder, attempt=self._claim.lease.attempt),
+            on_checkpoints=self._note_checkpoints,
         )
         environment = engine_environment(num_threads=self._settings.engine_threads)
         command = [*self._settings.engine_command, "train", str(self._folder / RUN_CONFIG_NAME)]
@@ -315,6 +316,12 @@ class JobRunner:
             self._wake.wait(_POLL_S)
             self._wake.clear()
         shipping.result()
+
+    def _note_checkpoints(self, count: int) -> None:
+        """Once this attempt has as many checkpoints as are to be kept, those of earlier attempts are not needed."""
+        self._num_checkpoints += count
+        if self._num_checkpoints - count < self._claim.spec.lomo.keep_checkpoints <= self._num_checkpoints:
+            prune_superseded(self._job_folder, attempt=self._claim.lease.attempt)
 
     # -- after the engine
 

@@ -7,7 +7,7 @@ import socket
 import sys
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 from jobs.settings import JobsSettings
@@ -21,7 +21,9 @@ class WorkerSettings(JobsSettings):
     )
     """The host's name, as users see it and as leases hold it (before a slash, hence none in it)."""
     slots: int = Field(default=1, ge=1, le=64)
-    """Jobs at once. An engine takes the whole device, so more than one is for hosts with several."""
+    """Jobs at once. They share the host's device, so more than one is for small models on a large one."""
+    heartbeat_s: float = Field(default=2.0, gt=0)
+    """As for every process, but shorter here, because it is also how late a cancel is seen."""
     stop_grace_s: float = Field(default=50.0, ge=0)
     """Time an engine has between SIGTERM and SIGKILL to write its checkpoint. Below the 60 s after which `lomo up` and
     compose kill the worker itself, so that the job can still be given back."""
@@ -31,6 +33,14 @@ class WorkerSettings(JobsSettings):
     """How the engine is started, as a shell would split it: for one in another environment, or below a profiler."""
     engine_threads: int | None = Field(default=None, ge=1)
     """CPU threads of an engine; None leaves it to PyTorch (all cores)."""
+
+    @field_validator("heartbeat_s")
+    @classmethod
+    def _fits_the_lease(cls, value: float, info: ValidationInfo) -> float:
+        lease_s = info.data.get("lease_s")
+        if lease_s is not None and 3 * value > lease_s:
+            raise ValueError(f"must be at most a third of LOMO_LEASE_S, which is {lease_s:g}, and not {value:g}")
+        return value
 
     @field_validator("engine_command", mode="before")
     @classmethod

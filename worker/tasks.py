@@ -7,7 +7,7 @@ from structlog import get_logger
 
 from jobs.dispatch import REAP_TASK, RING_TASK
 from worker.node import Node
-from worker.outage import OUTAGES, first_line
+from worker.outage import NOT_READY, first_line
 
 log = get_logger(__name__)
 
@@ -20,7 +20,7 @@ def register_tasks(app: Celery, node: Node) -> None:
         """A job may be waiting: claim and run until none is left."""
         try:
             node.work()
-        except OUTAGES as error:
+        except NOT_READY as error:
             log.warning("ring_without_database", error=first_line(error))
         except Exception:
             log.exception("ring_failed")
@@ -30,7 +30,7 @@ def register_tasks(app: Celery, node: Node) -> None:
         """Find what lost messages and lost workers left behind."""
         try:
             node.reap()
-        except OUTAGES as error:
+        except NOT_READY as error:
             log.warning("reap_without_database", error=first_line(error))
         except Exception:
             log.exception("reap_failed")

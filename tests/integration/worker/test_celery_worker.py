@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from jobs import dispatch, reads
+from jobs import dispatch, migrate, reads
+from jobs.db import Database
 from local.valkey import Valkey
+from tests.conftest import wait_until_true
 from worker.node import Node
 from worker.tasks import register_tasks
 
@@ -157,3 +159,15 @@ def test_a_broker_that_dies_takes_no_job_with_it(bench: Any, start_worker: Any, 
     wait_until(lambda: bench.job(second).status == "succeeded", 30, "a job after the broker's return")
     assert worker.terminate() == 0
     broker.stop()
+
+
+def test_a_worker_may_come_before_the_schema(empty_database_url: str, bench: Any, start_worker: Any) -> None:
+    worker = start_worker(database_url=empty_database_url)
+    wait_until_true(lambda: "database_unreachable" in worker.log() and " ready." in worker.log(), 30, "the worker")
+    migrate.upgrade(empty_database_url)
+    bench.db.dispose()
+    bench.db = Database(empty_database_url)
+    job_id = bench.submit(FINISH)
+    wait_until_true(lambda: bench.job(job_id).status == "succeeded", 30, "success")
+    assert worker.terminate() == 0
+    assert "Traceback" not in worker.log()

@@ -348,14 +348,19 @@ def own_postgres(tmp_path: Path) -> Any:
     server.stop()
 
 
+def use(server: Postgres, bench: Any, **changes: Any) -> None:
+    """Let a bench work on this server."""
+    migrate.upgrade(server.url())
+    bench.db.dispose()
+    bench.db = Database(server.url())
+    bench.settings = bench.settings.model_copy(update={"database_url": server.url(), **changes})
+
+
 def test_an_outage_of_the_database_loses_no_line(
     own_postgres: Postgres, bench: Any, wait_until: Any, in_background: Any
 ) -> None:
-    migrate.upgrade(own_postgres.url())
-    bench.db.dispose()
-    bench.db = Database(own_postgres.url())
     # So short a lease runs out between any two renewals, and all the more in an outage.
-    bench.settings = bench.settings.model_copy(update={"database_url": own_postgres.url(), "lease_s": 0.01})
+    use(own_postgres, bench, lease_s=0.01)
     script = [["steps", 5], ["touch", "hanging"], ["wait", "away"], ["steps", 700], ["touch", "trained"]]
     job_id = bench.submit([*script, ["wait", "go"], ["steps", 5], ["finish"]])
     thread = in_background(bench.node().work)
@@ -369,3 +374,49 @@ def test_an_outage_of_the_database_loses_no_line(
     job = bench.job(job_id)
     assert (job.status, job.attempt, job.failures) == ("succeeded", 1, 0)
     assert bench.steps(job_id) == list(range(1, 711))
+
+
+def test_a_worker_that_stops_in_an_outage_leaves_its_job_to_the_next(
+    own_postgres: Postgres, bench: Any, wait_until: Any, in_background: Any
+) -> None:
+    """It cannot give the job back, so it goes without; what its engine wrote is in the file."""
+    use(own_postgres, bench)
+    script = [["steps", 3], ["touch", "hanging"], ["wait", "away"], ["steps", 2], ["touch", "trained"]]
+    job_id = bench.submit(script, [["steps", 1], ["finish"]])
+    node = bench.node()
+    thread = in_background(node.work)
+    wait_until(lambda: bench.has_touched(job_id, "hanging") and bench.steps(job_id) == [1, 2, 3], 30, "the engine")
+    own_postgres.stop()
+    bench.touch(job_id, "away")
+    wait_until(lambda: bench.has_touched(job_id, "trained"), 30, "training without a database")
+    node.stopping.set()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert not bench.is_engine_alive(job_id)
+    own_postgres.start()
+    assert bench.job(job_id).status == "running"
+
+    successor = bench.node()
+    successor.start()
+    wait_until(lambda: bench.rings, 30, "the successor's announcement")
+    job = bench.work_until_ended(successor, job_id)
+    assert (job.status, job.attempt, job.failures) == ("succeeded", 2, 1)
+    # Its checkpoint was in the file alone: shipped by the successor first, then resumed from.
+    assert bench.steps(job_id) == [1, 2, 3, 4, 5, 6]
+
+
+def test_checkpoints_of_earlier_attempts_stay_until_there_are_enough_new_ones(
+    bench: Any, wait_until: Any, in_background: Any
+) -> None:
+    first = [["steps", 1], ["checkpoint"], ["die", signal.SIGKILL]]
+    second = [["steps", 1], ["checkpoint"], ["touch", "one"], ["wait", "go"], ["steps", 1], ["checkpoint"]]
+    job_id = bench.submit(first, [*second, ["wait", "end"], ["finish"]], lomo={"keep_checkpoints": 2})
+    node = bench.node()
+    thread = in_background(lambda: bench.work_until_ended(node, job_id))
+    wait_until(lambda: "Checkpoint created at step 2" in bench.messages(job_id), 30, "the first new checkpoint")
+    assert (bench.folder(job_id) / "attempt-1" / "checkpoints" / "step-1").is_dir()
+    bench.touch(job_id, "go")
+    wait_until(lambda: not (bench.folder(job_id) / "attempt-1" / "checkpoints").exists(), 30, "the deletion")
+    bench.touch(job_id, "end")
+    thread.join(30)
+    assert bench.job(job_id).status == "succeeded"
