@@ -21,7 +21,11 @@ export const postJson = path => call('POST', path);
 async function call(method, path) {
   let response;
   try {
-    response = await fetch(path, { method, headers: { accept: 'application/json' }, signal: AbortSignal.timeout(TIMEOUT_MS) });
+    response = await fetch(path, {
+      method,
+      headers: { accept: 'application/json' },
+      signal: AbortSignal.timeout(TIMEOUT_MS),
+    });
   } catch (error) {
     const slow = error.name === 'TimeoutError';
     throw new ApiError(slow ? `the server did not answer in ${TIMEOUT_MS / 1000} s` : 'the server cannot be reached');

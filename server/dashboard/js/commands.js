@@ -3,9 +3,28 @@
 const quote = text => `'${String(text).replaceAll("'", "'\\''")}'`;
 
 // The `lomo` object of a job also carries state; these keys are the ones a request may name (jobs/spec.py, LomoOptions).
-const OPTIONS = ['optimizer', 'learning_rate', 'schedule', 'warmup_ratio', 'weight_decay', 'clip', 'precision', 'rounding',
-  'activation_checkpointing', 'max_seq_length', 'packing', 'train_on', 'devices', 'nodes', 'offload', 'checkpoint_every_steps',
-  'keep_checkpoints', 'eval_every_steps', 'max_steps', 'priority'];
+const OPTIONS = [
+  'optimizer',
+  'learning_rate',
+  'schedule',
+  'warmup_ratio',
+  'weight_decay',
+  'clip',
+  'precision',
+  'rounding',
+  'activation_checkpointing',
+  'max_seq_length',
+  'packing',
+  'train_on',
+  'devices',
+  'nodes',
+  'offload',
+  'checkpoint_every_steps',
+  'keep_checkpoints',
+  'eval_every_steps',
+  'max_steps',
+  'priority',
+];
 
 /** The options of a job that a create request takes, in the order of the specification; nulls left out. */
 export function optionsOf(job) {
@@ -41,7 +60,9 @@ function pythonValue(value, indent) {
   if (value === null) return 'None';
   if (typeof value === 'boolean') return value ? 'True' : 'False';
   if (typeof value !== 'object') return JSON.stringify(value);
-  const lines = Object.entries(value).map(([key, item]) => `${pad}    ${JSON.stringify(key)}: ${pythonValue(item, indent + 4)},`);
+  const lines = Object.entries(value).map(
+    ([key, item]) => `${pad}    ${JSON.stringify(key)}: ${pythonValue(item, indent + 4)},`,
+  );
   return `{\n${lines.join('\n')}\n${pad}}`;
 }
 
@@ -60,12 +81,18 @@ function python({ lomo, ...body }) {
 }
 
 function cli({ model, training_file, validation_file, suffix, seed, method, metadata, lomo }) {
-  const hyper = method?.supervised?.hyperparameters ?? {}, factor = hyper.learning_rate_multiplier ?? 1;
+  const hyper = method?.supervised?.hyperparameters ?? {};
+  const factor = hyper.learning_rate_multiplier ?? 1;
   // The command has no flag for OpenAI's multiplier: it says the product.
-  const options = lomo?.learning_rate ? { ...lomo, learning_rate: lomo.learning_rate * factor } : lomo ?? {};
+  const options = lomo?.learning_rate ? { ...lomo, learning_rate: lomo.learning_rate * factor } : (lomo ?? {});
   const flags = [
-    ['--model', model], ['--training-file', training_file], ['--validation-file', validation_file], ['--suffix', suffix],
-    ['--seed', seed], ['--n-epochs', hyper.n_epochs], ['--batch-size', hyper.batch_size],
+    ['--model', model],
+    ['--training-file', training_file],
+    ['--validation-file', validation_file],
+    ['--suffix', suffix],
+    ['--seed', seed],
+    ['--n-epochs', hyper.n_epochs],
+    ['--batch-size', hyper.batch_size],
     ...Object.entries(metadata ?? {}).map(([key, value]) => ['--metadata', `${key}=${value}`]),
     ...Object.entries(options).map(([key, value]) => ['--lomo', `${key}=${JSON.stringify(value)}`]),
   ].filter(([, value]) => value != null);
@@ -76,19 +103,31 @@ function cli({ model, training_file, validation_file, suffix, seed, method, meta
 const plain = value => (/^[\w./:=@-]+$/.test(value) ? String(value) : quote(value));
 
 /** `[[key, title, text], ...]` for a create body. */
-export const createForms = body => [['curl', 'curl', curl(body)], ['cli', 'lomo', cli(body)], ['python', 'Python', python(body)]];
+export const createForms = body => [
+  ['curl', 'curl', curl(body)],
+  ['cli', 'lomo', cli(body)],
+  ['python', 'Python', python(body)],
+];
 
 /** How to make a first job: placeholders are the shell's own variables, so that a paste says what is missing. */
 export function firstJobForms() {
   const body = { model: 'smollm2-135m-instruct', training_file: 'file-…', suffix: 'my-first-job' };
   return [
-    ['cli', 'lomo', 'lomo jobs create --model smollm2-135m-instruct \\\n  --training-file train.jsonl --suffix my-first-job --follow'],
-    ['curl', 'curl', [
-      `curl ${location.origin}/v1/files -H "Authorization: Bearer $LOMO_API_KEY" \\`,
-      '  -F purpose=fine-tune -F file=@train.jsonl',
-      '# then, with the id that it answers:',
-      curl(body),
-    ].join('\n')],
+    [
+      'cli',
+      'lomo',
+      'lomo jobs create --model smollm2-135m-instruct \\\n  --training-file train.jsonl --suffix my-first-job --follow',
+    ],
+    [
+      'curl',
+      'curl',
+      [
+        `curl ${location.origin}/v1/files -H "Authorization: Bearer $LOMO_API_KEY" \\`,
+        '  -F purpose=fine-tune -F file=@train.jsonl',
+        '# then, with the id that it answers:',
+        curl(body),
+      ].join('\n'),
+    ],
     ['python', 'Python', python(body)],
   ];
 }

@@ -2,6 +2,12 @@
 import { Store } from './store.js';
 
 /** `state`: connecting, live, stale or ended; `error`: the last ApiError of a lost connection; `retry()`: try now. */
-export const contact = new Store({ state: 'connecting', lastAt: Date.now(), nextTryAt: null, error: null, retry: null });
+export const contact = new Store({
+  state: 'connecting',
+  lastAt: Date.now(),
+  nextTryAt: null,
+  error: null,
+  retry: null,
+});
 
 export const setContact = change => contact.set({ ...contact.get(), ...change });

@@ -29,7 +29,11 @@ export function rate(value) {
 /** Short form for axes and counts: 12k, 134.5M. */
 export function short(value) {
   if (!present(value)) return MISSING;
-  for (const [size, unit] of [[1e9, 'B'], [1e6, 'M'], [1e3, 'k']]) {
+  for (const [size, unit] of [
+    [1e9, 'B'],
+    [1e6, 'M'],
+    [1e3, 'k'],
+  ]) {
     if (value >= size) return +(value / size).toFixed(1) + unit;
   }
   return String(Math.round(value));
@@ -64,7 +68,8 @@ export const clock = unixSeconds => (present(unixSeconds) ? iso(unixSeconds).sli
 export const clockSeconds = unixSeconds => (present(unixSeconds) ? iso(unixSeconds).slice(11, 19) : MISSING);
 
 /** Date and time in UTC of a unix time in seconds. */
-export const fullTime = unixSeconds => (present(unixSeconds) ? `${iso(unixSeconds).replace('T', ' ').slice(0, 19)} UTC` : MISSING);
+export const fullTime = unixSeconds =>
+  present(unixSeconds) ? `${iso(unixSeconds).replace('T', ' ').slice(0, 19)} UTC` : MISSING;
 
 // C0 and C1 controls other than tab and newline: an escape sequence must not reach a terminal by way of the clipboard.
 // Marks that turn the direction of writing can make a text look like another one.
@@ -77,3 +82,6 @@ export function visible(text) {
     return code < 0x20 ? String.fromCharCode(0x2400 + code) : code === 0x7f ? '\u2421' : '\ufffd';
   });
 }
+
+/** What an ApiError says, for a reader: its message, and the id under which the server's log knows the request. */
+export const sayError = error => visible(error.message) + (error.requestId ? ` (request ${error.requestId})` : '');

@@ -8,12 +8,21 @@ import { Stream } from './sse.js';
 import { Store } from './store.js';
 
 const PUBLISH_MS = 1_000;
-const ROW_MS = 2_000;                           // how often the row is read again while steps come in
+const ROW_MS = 2_000; // how often the row is read again while steps come in
 const MAX_POINTS = 1_000;
-const READ_AGAIN = 4 * MAX_POINTS;              // at so many points the history is read again, thinned by the server
-const MOST_EVENTS = 6_000;                      // the oldest are let go; the tabs can read them again
-const EVENTS_PAGE = 1_000;                      // the most that the API gives at once; older ones on demand
-const EMPTY = { job: null, columns: null, evaluations: [], events: [], checkpoints: [], attempts: [], hasOlder: false, error: null };
+const READ_AGAIN = 4 * MAX_POINTS; // at so many points the history is read again, thinned by the server
+const MOST_EVENTS = 6_000; // the oldest are let go; the tabs can read them again
+const EVENTS_PAGE = 1_000; // the most that the API gives at once; older ones on demand
+const EMPTY = {
+  job: null,
+  columns: null,
+  evaluations: [],
+  events: [],
+  checkpoints: [],
+  attempts: [],
+  hasOlder: false,
+  error: null,
+};
 
 export class JobFeed {
   state = new Store(EMPTY);
@@ -77,7 +86,10 @@ export class JobFeed {
   async refine(first, last) {
     if (!this.#thinned) return;
     const [from, to] = [Math.max(0, Math.floor(first)), Math.ceil(last)];
-    this.#series.load(await getJson(`${this.path}/metrics?max_points=${MAX_POINTS}&first_step=${from}&last_step=${to}`), [from, to]);
+    this.#series.load(
+      await getJson(`${this.path}/metrics?max_points=${MAX_POINTS}&first_step=${from}&last_step=${to}`),
+      [from, to],
+    );
     this.#publish({});
   }
 
@@ -125,7 +137,8 @@ export class JobFeed {
     this.#take(event);
     const data = event.data ?? {};
     if (data.memory) this.#series.step(data, { attempt: event.attempt, time: event.created_at });
-    else if (event.type === 'metrics' && 'num_rows' in data) this.#series.evaluation({ created_at: event.created_at, ...data });
+    else if (event.type === 'metrics' && 'num_rows' in data)
+      this.#series.evaluation({ created_at: event.created_at, ...data });
     else if ('manifest_sha256' in data) this.#readCheckpoints().catch(error => setContact({ error }));
     if (this.#series.numSteps > READ_AGAIN && !this.#reading) this.#readHistory().catch(error => setContact({ error }));
     this.#soonReadRow(data.status ? 0 : ROW_MS);
@@ -165,7 +178,8 @@ export class JobFeed {
     this.#publishing = null;
     const events = [...this.#events.values()].sort((a, b) => a.seq - b.seq);
     for (const event of events.splice(0, Math.max(0, events.length - MOST_EVENTS))) this.#events.delete(event.seq);
-    const columns = this.#series.columns(), evaluations = this.#series.evaluations;
+    const columns = this.#series.columns();
+    const evaluations = this.#series.evaluations;
     this.state.set({ ...this.state.get(), columns, evaluations, events, ...change });
   }
 }

@@ -6,14 +6,14 @@ import { jobView } from './jobview.js';
 import { Stream } from './sse.js';
 import { Store } from './store.js';
 
-const PAGE_SIZE = 100;                          // the most that the API gives at once
+const PAGE_SIZE = 100; // the most that the API gives at once
 const PUBLISH_MS = 1_000;
 const LIST = `/v1/fine_tuning/jobs?limit=${PAGE_SIZE}&include[]=loss_curve`;
 
 export class JobsFeed {
   /** `{jobs, hasMore, error}`; jobs is null until the first answer. Newest first. */
   state = new Store({ jobs: null, hasMore: false, error: null });
-  #jobs = new Map();                            // newest first, in the server's order
+  #jobs = new Map(); // newest first, in the server's order
   #hasMore = false;
   #publishing = null;
   #stream = null;
@@ -59,7 +59,8 @@ export class JobsFeed {
 
   #onJob(job) {
     // A frame without a curve (nothing new to draw) must not wipe the one that is drawn.
-    const view = jobView(job), before = this.#jobs.get(job.id);
+    const view = jobView(job);
+    const before = this.#jobs.get(job.id);
     if (before) this.#jobs.set(job.id, view.curve.length ? view : { ...view, curve: before.curve });
     else this.#jobs = new Map([[job.id, view], ...this.#jobs]);
     this.#publishing ??= setTimeout(() => this.#publish({}), PUBLISH_MS);

@@ -21,8 +21,10 @@ export const optimizerName = value => OPTIMIZERS[value] ?? value ?? '';
 export const isOver = status => TERMINAL.has(status);
 
 export function jobView(job) {
-  const lomo = job.lomo ?? {}, memory = lomo.memory ?? {};
-  const measured = byCategory(memory.measured), planned = byCategory(memory.planned);
+  const lomo = job.lomo ?? {};
+  const memory = lomo.memory ?? {};
+  const measured = byCategory(memory.measured);
+  const planned = byCategory(memory.planned);
   const begun = lomo.started_at ?? job.created_at;
   const view = {
     id: job.id,
@@ -95,9 +97,12 @@ export function progressText(view) {
 /** Where a job runs: its host, and its device without PyTorch's index ("cpu (AMD EPYC)" is an AMD EPYC). */
 export function deviceName(view) {
   const match = /^(\S+) \((.*)\)$/.exec(view.device ?? '');
-  return match ? match[2] : view.device ?? '';
+  return match ? match[2] : (view.device ?? '');
 }
 
 /** Every word a search may hit, in lower case. */
 export const searchText = view =>
-  [view.name, view.id, view.base, view.tuned, view.host, view.device, view.optimizer].filter(Boolean).join(' ').toLowerCase();
+  [view.name, view.id, view.base, view.tuned, view.host, view.device, view.optimizer]
+    .filter(Boolean)
+    .join(' ')
+    .toLowerCase();

@@ -5,7 +5,8 @@ import { JobPage } from './pages/job.js';
 import { JobsPage } from './pages/jobs.js';
 import { route } from './router.js';
 
-const Unknown = () => html`<div class="card"><div class="empty"><h1>No such page</h1><a class="btn" href="#/jobs">All jobs</a></div></div>`;
+const Unknown = () =>
+  html`<div class="card"><div class="empty"><h1>No such page</h1><a class="btn" href="#/jobs">All jobs</a></div></div>`;
 
 function App() {
   const { page, id, tab } = route.use();

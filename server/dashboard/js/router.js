@@ -6,7 +6,7 @@ function decode(part) {
   try {
     return decodeURIComponent(part);
   } catch {
-    return part;                                // a broken escape names nothing that exists: the page says so
+    return part; // a broken escape names nothing that exists: the page says so
   }
 }
 
@@ -19,7 +19,8 @@ export function parse(hash) {
 export const route = new Store(parse(location.hash));
 
 addEventListener('hashchange', () => {
-  const before = route.get(), next = parse(location.hash);
+  const before = route.get();
+  const next = parse(location.hash);
   route.set(next);
   if (before.page !== next.page || before.id !== next.id) scrollTo(0, 0);
 });
@@ -33,7 +34,8 @@ export function replaceRoute({ page, id, tab, query }) {
 }
 
 export function setQuery(changes) {
-  const current = route.get(), query = new URLSearchParams(current.query);
+  const current = route.get();
+  const query = new URLSearchParams(current.query);
   for (const [key, value] of Object.entries(changes)) query.set(key, value ?? '');
   replaceRoute({ ...current, query });
 }

@@ -2,11 +2,22 @@
 // at which there was only an evaluation have nulls in the other columns.
 import { CATEGORIES } from './categories.js';
 
-const COLUMNS = ['step', 'attempt', 'time', 'loss', 'loss_min', 'loss_max', 'learning_rate', 'grad_norm', 'tokens_per_s',
-  ...CATEGORIES.map(c => c.field), 'peak_bytes'];
+const COLUMNS = [
+  'step',
+  'attempt',
+  'time',
+  'loss',
+  'loss_min',
+  'loss_max',
+  'learning_rate',
+  'grad_norm',
+  'tokens_per_s',
+  ...CATEGORIES.map(c => c.field),
+  'peak_bytes',
+];
 
 export class Series {
-  #rows = new Map();                            // by step; a repeated step (after a resume) replaces the earlier one
+  #rows = new Map(); // by step; a repeated step (after a resume) replaces the earlier one
   #evaluations = new Map();
 
   /** Take the answer of /metrics; with `window`, only its steps replace what is known there. */
@@ -27,7 +38,12 @@ export class Series {
   /** Take the data of a step event. */
   step(data, { attempt, time }) {
     this.#rows.set(data.step, {
-      ...data, ...data.memory, attempt, time, loss_min: data.loss, loss_max: data.loss,
+      ...data,
+      ...data.memory,
+      attempt,
+      time,
+      loss_min: data.loss,
+      loss_max: data.loss,
     });
   }
 
@@ -47,7 +63,9 @@ export class Series {
   columns() {
     if (!this.#rows.size) return null;
     const steps = [...new Set([...this.#rows.keys(), ...this.#evaluations.keys()])].sort((a, b) => a - b);
-    const columns = Object.fromEntries(COLUMNS.map(name => [name, steps.map(step => this.#rows.get(step)?.[name] ?? null)]));
+    const columns = Object.fromEntries(
+      COLUMNS.map(name => [name, steps.map(step => this.#rows.get(step)?.[name] ?? null)]),
+    );
     return { ...columns, step: steps, valid: steps.map(step => this.#evaluations.get(step)?.valid_loss ?? null) };
   }
 }

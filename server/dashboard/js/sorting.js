@@ -24,7 +24,8 @@ export const clicked = (sort, column) => (sort === column ? `-${column}` : colum
 
 /** A sorted copy; jobs that are equal stay newest first. */
 export function ordered(views, sort) {
-  const key = KEYS[sortColumn(sort)] ?? KEYS.age, sign = isDescending(sort) ? -1 : 1;
+  const key = KEYS[sortColumn(sort)] ?? KEYS.age;
+  const sign = isDescending(sort) ? -1 : 1;
   return [...views].sort((a, b) => {
     const [x, y] = [key(a), key(b)];
     return x === y ? 0 : x > y ? sign : -sign;

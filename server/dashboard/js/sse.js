@@ -1,8 +1,8 @@
 // One server-sent event stream with its own clock: live, stale after ten seconds of silence, next try known. The
 // browser's own reconnecting gives up on an HTTP error and tells no time, so every error closes and reopens here.
 
-const STALE_MS = 10_000;                        // two of the server's pings (every 5 s) have been missed
-const DEAD_MS = 20_000;                         // an open connection that says nothing for so long is a dead one
+const STALE_MS = 10_000; // two of the server's pings (every 5 s) have been missed
+const DEAD_MS = 20_000; // an open connection that says nothing for so long is a dead one
 const FIRST_WAIT_MS = 1_000;
 const LONGEST_WAIT_MS = 15_000;
 

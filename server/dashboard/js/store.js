@@ -29,7 +29,7 @@ export class Store {
   use() {
     const [value, setValue] = useState(() => this.#value);
     useLayoutEffect(() => {
-      setValue(() => this.#value);              // it may have changed between render and effect
+      setValue(() => this.#value); // it may have changed between render and effect
       return this.subscribe(next => setValue(() => next));
     }, [this]);
     return value;

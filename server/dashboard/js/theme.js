@@ -9,7 +9,7 @@ function remembered() {
   try {
     return localStorage.getItem(KEY);
   } catch {
-    return null;                                // storage can be switched off; then the system decides
+    return null; // storage can be switched off; then the system decides
   }
 }
 
@@ -50,7 +50,11 @@ export function colour(token) {
   return value;
 }
 
-const channels = value => value.match(/[\d.]+/g).slice(0, 3).map(Number);
+const channels = value =>
+  value
+    .match(/[\d.]+/g)
+    .slice(0, 3)
+    .map(Number);
 
 export const alpha = (value, share) => `rgba(${channels(value).join(',')},${share})`;
 
@@ -68,7 +72,8 @@ export function inkOn(value) {
 
 /** A diagonal hatch as a canvas pattern: the second cue of the category Other. */
 export function hatch(line, ground) {
-  const ratio = devicePixelRatio, tile = document.createElement('canvas');
+  const ratio = devicePixelRatio;
+  const tile = document.createElement('canvas');
   tile.width = tile.height = 7 * ratio;
   const c = tile.getContext('2d');
   c.fillStyle = ground;

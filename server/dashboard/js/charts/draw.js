@@ -8,7 +8,8 @@ const SMALLEST_PLAIN = 1e-4;
 /** Axis with a set size: uPlot's default clips long labels. Decimals follow the distance of the ticks. */
 export function axis(colours, size, { values, ...extra } = {}) {
   const decimals = distance => Math.max(1, (String(distance).split('.')[1] ?? '').length);
-  const plain = (tick, distance) => (tick && distance < SMALLEST_PLAIN ? tick.toExponential(1) : tick.toFixed(decimals(distance)));
+  const plain = (tick, distance) =>
+    tick && distance < SMALLEST_PLAIN ? tick.toExponential(1) : tick.toFixed(decimals(distance));
   return {
     stroke: colours.faint,
     font: `11px ${font()}`,
@@ -31,7 +32,9 @@ export const whileFew = { show: u => u.data[0].length < 3, size: 5 };
 
 /** A label with its own ground. `x`, `y` in canvas pixels; `left`: x is its left end. */
 export function label(u, { x, y, text, colours, strong = false, left = false }) {
-  const c = u.ctx, ratio = devicePixelRatio, margin = 5 * ratio;
+  const c = u.ctx;
+  const ratio = devicePixelRatio;
+  const margin = 5 * ratio;
   c.save();
   c.font = `${strong ? 600 : 500} ${11 * ratio}px ${font()}`;
   c.textBaseline = 'middle';
@@ -46,7 +49,8 @@ export function label(u, { x, y, text, colours, strong = false, left = false }) 
 
 /** A line over the whole width at `value` of the y scale; returns its height in canvas pixels. */
 export function levelLine(u, value, { colours, dash, width }) {
-  const c = u.ctx, y = u.valToPos(value, 'y', true);
+  const c = u.ctx;
+  const y = u.valToPos(value, 'y', true);
   c.save();
   c.strokeStyle = colours.text;
   c.lineWidth = width * devicePixelRatio;
@@ -61,7 +65,9 @@ export function levelLine(u, value, { colours, dash, width }) {
 
 /** Attempts, and only attempts, are vertical dotted lines. `starts()` is asked at each drawing. */
 export function attemptMarks(u, starts, colours, { named }) {
-  const c = u.ctx, ratio = devicePixelRatio, { left, top, width, height } = u.bbox;
+  const c = u.ctx;
+  const ratio = devicePixelRatio;
+  const { left, top, width, height } = u.bbox;
   for (const { step, attempt } of starts) {
     const x = u.valToPos(step, 'x', true);
     if (x <= left || x >= left + width) continue;
@@ -74,6 +80,7 @@ export function attemptMarks(u, starts, colours, { named }) {
     c.lineTo(x, top + height);
     c.stroke();
     c.restore();
-    if (named) label(u, { x: x + 6 * ratio, y: top + height - 14 * ratio, text: `attempt ${attempt}`, colours, left: true });
+    if (named)
+      label(u, { x: x + 6 * ratio, y: top + height - 14 * ratio, text: `attempt ${attempt}`, colours, left: true });
   }
 }

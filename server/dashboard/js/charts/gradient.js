@@ -29,9 +29,18 @@ export function GradientChart({ view, columns, starts }) {
     padding: [8, 0, 0, 0],
     hooks: { draw: [u => attemptMarks(u, starts.current, colours, { named: false })] },
   });
-  const norm = fixed(valueAt(columns.grad_norm, at), 2), learningRate = rate(valueAt(columns.learning_rate, at));
-  return html`<section class="card chart c4"><header><h2 class="sr">Gradient norm and learning rate</h2><div class="legend named">
-      <span><i class="sw line s2"></i><em>Gradient norm</em><${Value} text=${norm} width=${4} /></span>
-      <span><i class="sw line dash s1"></i><em>Learning rate</em><${Value} text=${learningRate} width=${7} /></span></div></header>
-    <${Plot} data=${data} height=${HEIGHT} build=${build} steps=${view.steps} summary="Gradient norm ${norm}, learning rate ${learningRate}." /></section>`;
+  const norm = fixed(valueAt(columns.grad_norm, at), 2);
+  const learningRate = rate(valueAt(columns.learning_rate, at));
+  const summary = `Gradient norm ${norm}, learning rate ${learningRate}.`;
+  return html`
+    <section class="card chart c4">
+      <header>
+        <h2 class="sr">Gradient norm and learning rate</h2>
+        <div class="legend named">
+          <span><i class="sw line s2"></i><em>Gradient norm</em><${Value} text=${norm} width=${4} /></span>
+          <span><i class="sw line dash s1"></i><em>Learning rate</em><${Value} text=${learningRate} width=${7} /></span>
+        </div>
+      </header>
+      <${Plot} data=${data} height=${HEIGHT} build=${build} steps=${view.steps} summary=${summary} />
+    </section>`;
 }

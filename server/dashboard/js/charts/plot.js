@@ -16,7 +16,8 @@ export const cursorIndex = new Store(null);
 export const zoom = new Store(null);
 
 function palette() {
-  const surface = colour('surface'), categories = CATEGORIES.map(c => colour(`c-${c.key}`));
+  const surface = colour('surface');
+  const categories = CATEGORIES.map(c => colour(`c-${c.key}`));
   return {
     surface,
     categories,
@@ -44,34 +45,48 @@ function sharedHooks() {
   return {
     ready: [u => u.over.addEventListener('mousedown', () => (pressed = true))],
     setCursor: [u => cursorIndex.set(u.cursor.idx ?? null)],
-    setSelect: [u => {
-      const { left, width } = u.select;
-      if (pressed && width > 0) zoom.set([u.posToVal(left, 'x'), u.posToVal(left + width, 'x')]);
-      pressed = false;
-    }],
+    setSelect: [
+      u => {
+        const { left, width } = u.select;
+        if (pressed && width > 0) zoom.set([u.posToVal(left, 'x'), u.posToVal(left + width, 'x')]);
+        pressed = false;
+      },
+    ],
   };
 }
 
-const merged = (a, b = {}) => Object.fromEntries([...new Set([...Object.keys(a), ...Object.keys(b)])].map(key => [key, [...(a[key] ?? []), ...(b[key] ?? [])]]));
+const merged = (a, b = {}) =>
+  Object.fromEntries(
+    [...new Set([...Object.keys(a), ...Object.keys(b)])].map(key => [key, [...(a[key] ?? []), ...(b[key] ?? [])]]),
+  );
 
 /** `build(palette)` returns uPlot's options less size, cursor and x scale; `steps` is the end of the whole planned run. */
 export function Plot({ data, height, build, dep, steps, summary }) {
-  const box = useRef(), plot = useRef(), end = useRef(), current = theme.use(), range = zoom.use();
+  const box = useRef();
+  const plot = useRef();
+  const end = useRef();
+  const current = theme.use();
+  const range = zoom.use();
   end.current = Math.max(steps ?? 0, data[0][data[0].length - 1], 1);
 
   useEffect(() => {
-    const element = box.current, options = build(palette());
+    const element = box.current;
+    const options = build(palette());
     const x = { time: false, range: () => zoom.get() ?? [0, end.current] };
-    const u = new uPlot({
-      padding: [8, 18, 0, 0],                   // on the right for half of the last label
-      ...options,
-      scales: { x, ...options.scales },
-      hooks: merged(sharedHooks(), options.hooks),
-      cursor: cursorOptions(options.cursor),
-      legend: { show: false },
-      width: element.clientWidth,
-      height,
-    }, data, element);
+    const u = new uPlot(
+      {
+        padding: [8, 18, 0, 0], // on the right for half of the last label
+        ...options,
+        scales: { x, ...options.scales },
+        hooks: merged(sharedHooks(), options.hooks),
+        cursor: cursorOptions(options.cursor),
+        legend: { show: false },
+        width: element.clientWidth,
+        height,
+      },
+      data,
+      element,
+    );
     plot.current = u;
     const observer = new ResizeObserver(() => element.clientWidth && u.setSize({ width: element.clientWidth, height }));
     observer.observe(element);
@@ -89,11 +104,12 @@ export function Plot({ data, height, build, dep, steps, summary }) {
   useEffect(() => {
     const u = plot.current;
     u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
-    u.setScale('x', { min: range?.[0] ?? 0, max: range?.[1] ?? 1 });     // the scale's own range decides
+    u.setScale('x', { min: range?.[0] ?? 0, max: range?.[1] ?? 1 }); // the scale's own range decides
   }, [range, steps]);
 
   const onKeyDown = event => {
-    const u = plot.current, by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const u = plot.current;
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (event.key === 'Escape') zoom.set(null);
     if (!by) return;
     event.preventDefault();
@@ -102,6 +118,7 @@ export function Plot({ data, height, build, dep, steps, summary }) {
     u.setCursor({ left: u.valToPos(data[0][index], 'x'), top: 10 }, true, true);
   };
   const onBlur = () => plot.current.setCursor({ left: -10, top: -10 }, true, true);
-  return html`<div class="plot" ref=${box} style=${{ height: `${height}px` }} tabindex="0" role="img" aria-label=${summary}
-    onKeyDown=${onKeyDown} onBlur=${onBlur}></div>`;
+  return html`
+    <div class="plot" ref=${box} style=${{ height: `${height}px` }} tabindex="0" role="img" aria-label=${summary}
+      onKeyDown=${onKeyDown} onBlur=${onBlur}></div>`;
 }

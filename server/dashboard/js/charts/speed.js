@@ -19,11 +19,23 @@ export function SpeedChart({ view, columns, starts }) {
   const build = colours => ({
     scales: { y: { range: (u, low, high) => [0, (high || 1) * 1.15] } },
     axes: [stepAxis(colours), axis(colours, 44, { values: short, space: 30 })],
-    series: [{}, { stroke: colours.series[2], width: 1.4, fill: alpha(colours.series[2], 0.1), spanGaps: true, points: whileFew }],
+    series: [
+      {},
+      { stroke: colours.series[2], width: 1.4, fill: alpha(colours.series[2], 0.1), spanGaps: true, points: whileFew },
+    ],
     hooks: { draw: [u => attemptMarks(u, starts.current, colours, { named: true })] },
   });
   const now = int(valueAt(columns.tokens_per_s, at));
-  return html`<section class="card chart c4"><header><h2>Tokens/s</h2><div class="legend">
-      <span><i class="sw line s3"></i>now<${Value} text=${now} /></span><span>mean<${Value} text=${int(mean)} /></span></div></header>
-    <${Plot} data=${data} height=${HEIGHT} build=${build} steps=${view.steps} summary="${now} tokens per second, mean ${int(mean)}." /></section>`;
+  const summary = `${now} tokens per second, mean ${int(mean)}.`;
+  return html`
+    <section class="card chart c4">
+      <header>
+        <h2>Tokens/s</h2>
+        <div class="legend">
+          <span><i class="sw line s3"></i>now<${Value} text=${now} /></span>
+          <span>mean<${Value} text=${int(mean)} /></span>
+        </div>
+      </header>
+      <${Plot} data=${data} height=${HEIGHT} build=${build} steps=${view.steps} summary=${summary} />
+    </section>`;
 }

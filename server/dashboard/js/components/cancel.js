@@ -1,6 +1,6 @@
 // Cancel asks once, in place, and names what is kept. `Go on` lies where Cancel was, so a double click does no harm.
 import { html, useEffect, useRef, useState } from '../../vendor/htm-preact-3.1.1.module.js';
-import { int } from '../format.js';
+import { int, visible } from '../format.js';
 import { Icon } from './icons.js';
 
 function kept(view, checkpoints) {
@@ -10,7 +10,10 @@ function kept(view, checkpoints) {
 }
 
 export function CancelButton({ view, checkpoints, cancel }) {
-  const [asking, setAsking] = useState(false), [sending, setSending] = useState(false), [error, setError] = useState(null), goOn = useRef();
+  const [asking, setAsking] = useState(false);
+  const [sending, setSending] = useState(false);
+  const [error, setError] = useState(null);
+  const goOn = useRef();
   useEffect(() => {
     if (asking) goOn.current?.focus();
   }, [asking]);
@@ -26,9 +29,14 @@ export function CancelButton({ view, checkpoints, cancel }) {
     setAsking(false);
     setSending(false);
   };
-  const problem = error && html`<span class="bad small" role="alert">Not cancelled: ${error}</span>`;
-  if (view.cancelRequested || sending) return html`<button class="btn danger" disabled><${Icon} name="stop" />Cancelling</button>`;
-  if (!asking) return html`${problem}<button class="btn danger" onClick=${() => setAsking(true)}><${Icon} name="stop" />Cancel</button>`;
-  return html`<button class="btn danger" onClick=${send}><${Icon} name="stop" />Cancel, ${kept(view, checkpoints)}</button>
+  const button = (text, onClick) => html`
+    <button class="btn danger" disabled=${!onClick} onClick=${onClick}><${Icon} name="stop" />${text}</button>`;
+  if (view.cancelRequested || sending) return button('Cancelling', null);
+  if (!asking) {
+    const problem = error && html`<span class="bad small" role="alert">Not cancelled: ${visible(error)}</span>`;
+    return html`${problem}${button('Cancel', () => setAsking(true))}`;
+  }
+  return html`
+    ${button(`Cancel, ${kept(view, checkpoints)}`, send)}
     <button class="btn" ref=${goOn} onClick=${() => setAsking(false)}>Go on</button>`;
 }

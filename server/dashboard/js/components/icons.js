@@ -1,7 +1,8 @@
 // Icons as single strokes on a 16 px grid, and the mark.
 import { html } from '../../vendor/htm-preact-3.1.1.module.js';
 
-const CIRCLE = 'M8 2.2a5.8 5.8 0 1 0 .01 0', OPEN_RING = 'M8 2.2a5.8 5.8 0 1 1-5.8 5.8';
+const CIRCLE = 'M8 2.2a5.8 5.8 0 1 0 .01 0';
+const OPEN_RING = 'M8 2.2a5.8 5.8 0 1 1-5.8 5.8';
 const PATHS = {
   running: OPEN_RING,
   validating: OPEN_RING,
@@ -27,4 +28,5 @@ export const Icon = ({ name, cls = '' }) =>
 
 export const Logo = () => html`<svg viewBox="0 0 20 20" aria-hidden="true">
   <rect class="logo-limit" x="1.75" y=".75" width="16.5" height="18.5" rx="2.5" />
-  <path class="logo-params" d="M4 15h12v2H4z" /><path class="logo-acts" d="M4 12.6h12V15H4z" /><path class="logo-grads" d="M4 11h12v1.6H4z" /></svg>`;
+  <path class="logo-params" d="M4 15h12v2H4z" /><path class="logo-acts" d="M4 12.6h12V15H4z" />
+    <path class="logo-grads" d="M4 11h12v1.6H4z" /></svg>`;

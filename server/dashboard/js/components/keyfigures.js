@@ -4,8 +4,12 @@ import { clock, duration, gb, int, loss, MISSING, percent, short } from '../form
 import { Progress } from './basics.js';
 import { MemoryBar } from './memory.js';
 
-const Figure = ({ name, value, note }) =>
-  html`<div class="kpi"><span class="k">${name}</span><span class="v">${value}</span><span class="n">${note}</span></div>`;
+const Figure = ({ name, value, unit, note }) => html`
+  <div class="kpi">
+    <span class="k">${name}</span>
+    <span class="v">${value}${unit && html` <small>${unit}</small>`}</span>
+    <span class="n">${note}</span>
+  </div>`;
 
 /** The newest evaluation in words: its loss, or the share of right choices. */
 function evaluationNote(evaluations) {
@@ -17,25 +21,33 @@ function evaluationNote(evaluations) {
 }
 
 function TimeFigure({ view, now }) {
-  if (view.over) return html`<${Figure} name="Took" value=${duration(view.took)} note="ended at ${clock(view.finishedAt)} UTC" />`;
+  if (view.over) {
+    return html`<${Figure} name="Took" value=${duration(view.took)} note="ended at ${clock(view.finishedAt)} UTC" />`;
+  }
   const known = view.status === 'running' && view.eta != null && !view.cancelRequested;
-  return html`<${Figure} name="Done in" value=${known ? `about ${duration(view.eta)}` : MISSING} note=${known ? `at ${clock(now + view.eta)} UTC` : ''} />`;
+  if (!known) return html`<${Figure} name="Done in" value=${MISSING} />`;
+  return html`<${Figure} name="Done in" value="about ${duration(view.eta)}" note="at ${clock(now + view.eta)} UTC" />`;
 }
 
-function memoryNote(view) {
-  const plan = view.planned ? `of ${gb(view.plannedPeak)} planned` : 'plan not known';
-  return `${plan} · ${view.limit ? `limit ${gb(view.limit)}` : 'limit not known'}`;
+function MemoryFigure({ view }) {
+  const { measured, planned, limit } = view;
+  const plan = planned ? `of ${gb(view.plannedPeak)} planned` : 'plan not known';
+  const most = limit ? `limit ${gb(limit)}` : 'limit not known';
+  const bar = html`
+    <span class="kpibar"><${MemoryBar} measured=${measured} planned=${planned} limit=${limit} height=${9} /></span>`;
+  return html`<${Figure} name="Peak memory" value="${gb(view.peak)} GB" unit="${plan} · ${most}" note=${bar} />`;
 }
 
 export function KeyFigures({ view, lossText, evaluations, now }) {
-  const steps = view.steps ? `${int(view.step)} of ${int(view.steps)} steps` : '';
-  return html`<div class="card kpis">
-    <${Figure} name="Progress" value=${html`${Math.floor(100 * view.share)} % <small>${steps}</small>`}
-      note=${html`<span class="kpibar"><${Progress} view=${view} /></span>`} />
-    <${TimeFigure} view=${view} now=${now} />
-    <${Figure} name="Loss" value=${html`${lossText} <small>train</small>`} note=${evaluationNote(evaluations)} />
-    <${Figure} name="Tokens/s" value=${int(view.tokensPerSecond)}
-      note=${view.trainedTokens === null ? 'at the last step' : `${short(view.trainedTokens)} trained tokens`} />
-    <${Figure} name="Peak memory" value=${html`${gb(view.peak)} GB <small>${memoryNote(view)}</small>`}
-      note=${html`<span class="kpibar"><${MemoryBar} measured=${view.measured} planned=${view.planned} limit=${view.limit} height=${9} /></span>`} /></div>`;
+  const steps = view.steps && `${int(view.step)} of ${int(view.steps)} steps`;
+  const bar = html`<span class="kpibar"><${Progress} view=${view} /></span>`;
+  const tokens = view.trainedTokens === null ? 'at the last step' : `${short(view.trainedTokens)} trained tokens`;
+  return html`
+    <div class="card kpis">
+      <${Figure} name="Progress" value="${Math.floor(100 * view.share)} %" unit=${steps} note=${bar} />
+      <${TimeFigure} view=${view} now=${now} />
+      <${Figure} name="Loss" value=${lossText} unit="train" note=${evaluationNote(evaluations)} />
+      <${Figure} name="Tokens/s" value=${int(view.tokensPerSecond)} note=${tokens} />
+      <${MemoryFigure} view=${view} />
+    </div>`;
 }

@@ -3,17 +3,25 @@ import { html } from '../../vendor/htm-preact-3.1.1.module.js';
 import { CATEGORIES, sumOf } from '../categories.js';
 import { gb } from '../format.js';
 
-/** Stack by category of `measured` (pale stack of `planned` without it), dashed tick at the planned peak, line at the limit. */
+/**
+ * Stack by category of `measured` (without it a pale stack of `planned`), a dashed tick at the planned peak and a line at
+ * the limit, in bytes.
+ */
 export function MemoryBar({ measured, planned, limit, height = 8 }) {
-  const body = measured ?? planned, plannedPeak = planned ? planned.peak : null;
-  const scale = Math.max(limit ?? 0, plannedPeak ?? 0, body ? sumOf(body) : 0) || 1;
+  const body = measured ?? planned;
+  const total = body ? sumOf(body) : 0;
+  const scale = Math.max(limit ?? 0, planned?.peak ?? 0, total) || 1;
+  const share = (bytes, whole) => `${(100 * bytes) / whole}%`;
   const kind = measured ? '' : planned ? 'planned' : 'unknown';
   const name = describe({ measured, planned, limit });
-  return html`<span class="mem ${kind}" style=${{ '--h': `${height}px` }} role="img" aria-label=${name} title=${name}><span class="track"></span>
-    ${body && html`<span class="seg-row" style=${{ width: `${(100 * sumOf(body)) / scale}%` }}>
-      ${CATEGORIES.map(c => body[c.key] > 0 && html`<i class="cat-${c.key}" style=${{ width: `${(100 * body[c.key]) / sumOf(body)}%` }}></i>`)}</span>`}
-    ${measured && planned && html`<span class="tick" style=${{ left: `${(100 * plannedPeak) / scale}%` }}></span>`}
-    ${limit && html`<span class="lim" style=${{ left: `calc(${(100 * limit) / scale}% - 2px)` }}></span>`}</span>`;
+  const part = ({ key }) => body[key] > 0 && html`<i class="cat-${key}" style=${{ width: share(body[key], total) }}></i>`;
+  return html`
+    <span class="mem ${kind}" style=${{ '--h': `${height}px` }} role="img" aria-label=${name} title=${name}>
+      <span class="track"></span>
+      ${body && html`<span class="seg-row" style=${{ width: share(total, scale) }}>${CATEGORIES.map(part)}</span>`}
+      ${measured && planned && html`<span class="tick" style=${{ left: share(planned.peak, scale) }}></span>`}
+      ${limit && html`<span class="lim" style=${{ left: `calc(${share(limit, scale)} - 2px)` }}></span>`}
+    </span>`;
 }
 
 function describe({ measured, planned, limit }) {

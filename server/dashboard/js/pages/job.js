@@ -1,7 +1,7 @@
 // One job: is it alive, is it learning, does it fit, when is it done.
 import { html, useEffect, useMemo, useRef, useState } from '../../vendor/htm-preact-3.1.1.module.js';
 import { GradientChart } from '../charts/gradient.js';
-import { LossChart } from '../charts/loss.js';
+import { LossChart, lossText } from '../charts/loss.js';
 import { MemoryChart } from '../charts/memory.js';
 import { cursorIndex, zoom } from '../charts/plot.js';
 import { SpeedChart } from '../charts/speed.js';
@@ -11,7 +11,7 @@ import { Icon } from '../components/icons.js';
 import { KeyFigures } from '../components/keyfigures.js';
 import { MemoryBar } from '../components/memory.js';
 import { PlanTable } from '../components/plantable.js';
-import { age, clock, clockSeconds, fullTime, gb, int, loss, visible } from '../format.js';
+import { age, clock, clockSeconds, fullTime, gb, int, loss, sayError, visible } from '../format.js';
 import { useAfter, useNow } from '../hooks.js';
 import { JobFeed } from '../jobfeed.js';
 import { deviceName, progressText } from '../jobview.js';
@@ -24,9 +24,10 @@ import { Events, isMilestone } from '../tabs/events.js';
 import { Log } from '../tabs/log.js';
 
 const TABS = { events: Events, log: Log, checkpoints: Checkpoints, evaluation: Evaluation, config: Config };
-const DEFAULT_SMOOTHING = 0.6;                  // of the past kept per point; the same in every chart and key figure
+const DEFAULT_SMOOTHING = 0.6; // of the past kept per point; the same in every chart and key figure
 const REFINE_AFTER_MS = 250;
 const RELATIVE_TIMES_MS = 10_000;
+const SKELETON_MS = 150;
 
 /** The zoom of the charts, kept in the address: read once, written on each change. */
 function useZoomInAddress(feed) {
@@ -50,89 +51,191 @@ function useZoomInAddress(feed) {
 }
 
 function Head({ view, checkpoints, cancel }) {
-  return html`<div class="row wrap jobhead"><a class="btn quiet s" href="#/jobs" aria-label="All jobs"><${Icon} name="back" /></a>
-    <h1 class="ell" title=${view.name}>${visible(view.name)}</h1><${Pill} view=${view} /><span class="grow"></span>
-    <${CancelButton} view=${view} checkpoints=${checkpoints} cancel=${cancel} /></div>`;
+  return html`
+    <div class="row wrap jobhead">
+      <a class="btn quiet s" href="#/jobs" aria-label="All jobs"><${Icon} name="back" /></a>
+      <h1 class="ell" title=${view.name}>${visible(view.name)}</h1>
+      <${Pill} view=${view} />
+      <span class="grow"></span>
+      <${CancelButton} view=${view} checkpoints=${checkpoints} cancel=${cancel} />
+    </div>`;
 }
+
+function sayWhen(view, now) {
+  if (!view.startedAt) return html`created <${Clock} at=${view.createdAt} />`;
+  const seconds = now - view.startedAt;
+  return html`started <b>${seconds < 60 ? 'just now' : `${age(seconds)} ago`}</b>, <${Clock} at=${view.startedAt} />`;
+}
+
+const Clock = ({ at }) => html`<time title=${fullTime(at)}>${clock(at)} UTC</time>`;
 
 function Facts({ view, now }) {
-  const started = view.startedAt;
-  return html`<div class="facts"><span class="row tight"><span class="mono">${view.id}</span><${Copy} text=${view.id} label="job id" bare /></span>
-    <span><b>${view.base}</b>${view.tuned && html` → <b>${view.tuned}</b>`}</span>
-    ${view.host ? html`<span>on <b>${view.host}</b>${view.device && `, ${deviceName(view)}`}</span>` : html`<span>waits for a worker</span>`}
-    ${started ? html`<span>started <b>${now - started < 60 ? 'just now' : `${age(now - started)} ago`}</b>, <time title=${fullTime(started)}>${clock(started)} UTC</time></span>`
-      : html`<span>created <time title=${fullTime(view.createdAt)}>${clock(view.createdAt)} UTC</time></span>`}
-    ${view.attempt > 0 && html`<span>attempt <b>${view.attempt}</b></span>`}
-    ${view.optimizer && html`<span><b>${view.optimizer}</b>${view.precision && `, ${view.precision}`}</span>`}</div>`;
+  const device = view.device && `, ${deviceName(view)}`;
+  return html`
+    <div class="facts">
+      <span class="row tight"><span class="mono">${view.id}</span><${Copy} text=${view.id} label="job id" bare /></span>
+      <span><b>${view.base}</b>${view.tuned && html` → <b>${view.tuned}</b>`}</span>
+      <span>${view.host ? html`on <b>${view.host}</b>${device}` : 'waits for a worker'}</span>
+      <span>${sayWhen(view, now)}</span>
+      ${view.attempt > 0 && html`<span>attempt <b>${view.attempt}</b></span>`}
+      ${view.optimizer && html`<span><b>${view.optimizer}</b>${view.precision && `, ${view.precision}`}</span>`}
+    </div>`;
 }
 
-const Waiting = ({ view }) => html`<div class="card"><div class="empty"><h2>${progressText(view)[0]}</h2>
-  <p class="muted">${view.planned ? `Planned peak ${gb(view.plannedPeak)} GB. ` : ''}${view.over ? 'There is nothing to draw: no step was taken.' : 'Charts appear here with the first step.'}</p>
-  <div class="wide"><${MemoryBar} measured=${view.measured} planned=${view.planned} limit=${view.limit} height=${12} /></div></div></div>`;
+function Waiting({ view }) {
+  const plan = view.planned ? `Planned peak ${gb(view.plannedPeak)} GB. ` : '';
+  const charts = view.over ? 'There is nothing to draw: no step was taken.' : 'Charts appear here with the first step.';
+  return html`
+    <div class="card">
+      <div class="empty">
+        <h2>${visible(progressText(view)[0])}</h2>
+        <p class="muted">${plan}${charts}</p>
+        <div class="wide">
+          <${MemoryBar} measured=${view.measured} planned=${view.planned} limit=${view.limit} height=${12} />
+        </div>
+      </div>
+    </div>`;
+}
 
+// What helps, by the error's code (lomo_core/errors.py, jobs/lifecycle.py).
 const REMEDIES = {
-  engine_lost: 'Read the log of the last attempt; a job that is killed again and again often needs more memory than its host has.',
+  engine_lost: 'Read the log of the last attempt: a job that is killed each time often needs more memory than its host has.',
   out_of_memory: 'Use a smaller batch_size or max_seq_length, or keep activation_checkpointing on.',
   diverged: 'Use a smaller learning_rate, or clip by norm.',
   disk_full: 'Free space in the data folder, or keep fewer checkpoints.',
 };
 
-const Failure = ({ error }) => html`<div class="card failure"><b class="bad">${visible(error.message)}</b>
-  ${REMEDIES[error.code] && html`<span> ${REMEDIES[error.code]}</span>`} <span class="faint mono xs">${error.code}</span></div>`;
+const Failure = ({ error }) => html`
+  <div class="card failure">
+    <b class="bad">${visible(error.message)}</b>
+    ${REMEDIES[error.code] && html`<span> ${REMEDIES[error.code]}</span>`}
+    <span class="faint mono xs"> ${error.code}</span>
+  </div>`;
 
-function Charts({ view, state, smoothing, setSmoothing }) {
-  const { columns } = state, [log, setLog] = useState(false), starts = useRef([]);
-  const index = cursorIndex.use(), range = zoom.use(), at = index ?? columns.step.length - 1;
+const HINT = 'drag to zoom all charts · double-click to reset · ← → move the crosshair';
+
+function Tools({ columns, smoothing, setSmoothing, log, setLog }) {
+  const index = cursorIndex.use();
+  const at = index ?? columns.step.length - 1;
+  const onSmooth = event => setSmoothing(Number(event.target.value));
+  return html`
+    <div class="tools">
+      <span class="where">
+        step <b>${int(columns.step[at])}</b>${` · ${clockSeconds(valueAt(columns.time, at))} UTC`}
+        ${index === null && ' · latest'}
+      </span>
+      <label>
+        Smoothing <input type="range" min="0" max="0.98" step="0.01" value=${smoothing} onInput=${onSmooth} />
+        <span class="four">${smoothing.toFixed(2)}</span>
+      </label>
+      <label><input type="checkbox" checked=${log} onChange=${event => setLog(event.target.checked)} />Log loss</label>
+      <span class="grow"></span>
+      ${zoom.use()
+        ? html`<button class="btn s" onClick=${() => zoom.set(null)}>Show the whole run</button>`
+        : html`<span class="faint hide-s">${HINT}</span>`}
+    </div>`;
+}
+
+function Charts({ view, columns, smoothing, setSmoothing }) {
+  const [log, setLog] = useState(false);
+  const starts = useRef([]);
   starts.current = useMemo(() => attemptStarts(columns), [columns]);
   const shared = { view, columns, starts };
-  return html`<div class="tools"><span class="where">step <b>${int(columns.step[at])}</b> · ${clockSeconds(valueAt(columns.time, at))} UTC${index === null ? ' · latest' : ''}</span>
-      <label>Smoothing <input type="range" min="0" max="0.98" step="0.01" value=${smoothing} onInput=${e => setSmoothing(+e.target.value)} /><span class="four">${smoothing.toFixed(2)}</span></label>
-      <label><input type="checkbox" checked=${log} onChange=${e => setLog(e.target.checked)} />Log loss</label>
-      <span class="grow"></span>${range ? html`<button class="btn s" onClick=${() => zoom.set(null)}>Show the whole run</button>` : html`<span class="faint hide-s">drag to zoom all charts · double-click to reset · ← → move the crosshair</span>`}</div>
-    <div class="charts"><${MemoryChart} ...${shared} /><${LossChart} ...${shared} smoothing=${smoothing} log=${log} />
-      <${GradientChart} ...${shared} /><${SpeedChart} ...${shared} /><${PlanTable} view=${view} /></div>`;
+  return html`
+    <${Tools} columns=${columns} smoothing=${smoothing} setSmoothing=${setSmoothing} log=${log} setLog=${setLog} />
+    <div class="charts">
+      <${MemoryChart} ...${shared} />
+      <${LossChart} ...${shared} smoothing=${smoothing} log=${log} />
+      <${GradientChart} ...${shared} />
+      <${SpeedChart} ...${shared} />
+      <${PlanTable} view=${view} />
+    </div>`;
 }
 
 function Details({ state, feed, tab }) {
   const pick = key => replaceRoute({ ...route.get(), tab: key });
   const items = [
-    ['events', 'Events', state.events.filter(isMilestone).length], ['log', 'Log', null], ['checkpoints', 'Checkpoints', state.checkpoints.length],
-    ['evaluation', 'Evaluation', null], ['config', 'Config', null],
+    ['events', 'Events', state.events.filter(isMilestone).length],
+    ['log', 'Log', null],
+    ['checkpoints', 'Checkpoints', state.checkpoints.length],
+    ['evaluation', 'Evaluation', null],
+    ['config', 'Config', null],
   ];
-  return html`<section class="card details" aria-label="Details"><${Tabs} label="Job details" current=${tab} pick=${pick} items=${items} />
-    <div class="panel" role="tabpanel" id="panel" aria-labelledby="tab-${tab}"><${TABS[tab]} state=${state} older=${() => feed.older()} /></div></section>`;
+  return html`
+    <section class="card details" aria-label="Details">
+      <${Tabs} label="Job details" current=${tab} pick=${pick} items=${items} />
+      <div class="panel" role="tabpanel" id="panel" aria-labelledby="tab-${tab}">
+        <${TABS[tab]} state=${state} older=${() => feed.older()} />
+      </div>
+    </section>`;
 }
 
 /** The row's figures, brought up to the newest step that the events told. */
 function upToDate(view, columns) {
   if (!columns || view.over) return view;
-  const last = columns.step.length - 1, step = Math.max(view.step, columns.time[last] === null ? 0 : columns.step[last]);
-  return { ...view, step, share: view.steps ? Math.min(1, step / view.steps) : 0, tokensPerSecond: valueAt(columns.tokens_per_s, last) ?? view.tokensPerSecond };
+  const last = columns.step.length - 1;
+  const step = Math.max(view.step, columns.time[last] === null ? 0 : columns.step[last]);
+  return {
+    ...view,
+    step,
+    share: view.steps ? Math.min(1, step / view.steps) : 0,
+    tokensPerSecond: valueAt(columns.tokens_per_s, last) ?? view.tokensPerSecond,
+  };
+}
+
+/** The smoothed loss at the newest step as text. */
+function newestLoss(view, columns, smoothing) {
+  if (!columns) return loss(view.loss);
+  return lossText(columns, smooth(columns.loss, smoothing), columns.step.length - 1);
+}
+
+function useTitle(view) {
+  const done = view && (view.over ? view.word : `${Math.floor(100 * view.share)} %`);
+  const title = view ? `${done} ${visible(view.name)} · LOMO` : 'Job · LOMO';
+  useEffect(() => {
+    document.title = title;
+  }, [title]);
 }
 
 export function JobPage({ id, tab }) {
-  const feed = useMemo(() => new JobFeed(id), [id]), state = feed.state.use(), now = useNow(RELATIVE_TIMES_MS), late = useAfter(150);
+  const feed = useMemo(() => new JobFeed(id), [id]);
+  const state = feed.state.use();
+  const now = useNow(RELATIVE_TIMES_MS);
+  const late = useAfter(SKELETON_MS);
   const [smoothing, setSmoothing] = useState(DEFAULT_SMOOTHING);
   useEffect(() => {
     feed.start();
     return () => feed.stop();
   }, [feed]);
   useZoomInAddress(feed);
-  const view = state.job && upToDate(state.job, state.columns), { columns } = state;
-  useEffect(() => {
-    document.title = view ? `${view.over ? view.word : `${Math.floor(100 * view.share)} %`} ${visible(view.name)} · LOMO` : 'Job · LOMO';
-  }, [view?.name, view?.word, view && Math.floor(100 * view.share)]);
+  const { columns } = state;
+  const view = state.job && upToDate(state.job, columns);
+  useTitle(view);
 
-  if (!view) return state.error ? html`<${Unreadable} error=${state.error} retry=${() => feed.retry()} />` : late && html`<div class="card loading" aria-busy="true"><div class="empty muted">Reading the job</div></div>`;
-  const finite = !columns || columns.loss[columns.step.length - 1] !== null || columns.time[columns.step.length - 1] === null;
-  const lossText = !columns ? loss(view.loss) : finite ? loss(valueAt(smooth(columns.loss, smoothing), columns.step.length - 1)) : 'not finite';
-  return html`<${Head} view=${view} checkpoints=${state.checkpoints} cancel=${() => feed.cancel()} /><${Facts} view=${view} now=${now} />
+  if (!view && state.error) return html`<${Unreadable} error=${state.error} retry=${() => feed.retry()} />`;
+  if (!view) return late && html`<div class="card" aria-busy="true"><div class="empty muted">Reading the job</div></div>`;
+  const figures = { view, evaluations: state.evaluations, now, lossText: newestLoss(view, columns, smoothing) };
+  return html`
+    <${Head} view=${view} checkpoints=${state.checkpoints} cancel=${() => feed.cancel()} />
+    <${Facts} view=${view} now=${now} />
     ${view.error && html`<${Failure} error=${view.error} />`}
-    ${columns ? html`<${KeyFigures} view=${view} lossText=${lossText} evaluations=${state.evaluations} now=${now} />
-      <${Charts} view=${view} state=${state} smoothing=${smoothing} setSmoothing=${setSmoothing} />` : html`<${Waiting} view=${view} />`}
+    ${columns && html`<${KeyFigures} ...${figures} />`}
+    ${columns && html`<${Charts} view=${view} columns=${columns} smoothing=${smoothing} setSmoothing=${setSmoothing} />`}
+    ${!columns && html`<${Waiting} view=${view} />`}
     <${Details} state=${state} feed=${feed} tab=${tab in TABS ? tab : 'events'} />`;
 }
 
-const Unreadable = ({ error, retry }) => html`<div class="card"><div class="empty"><h1>${error.status === 404 ? 'No such job' : 'The job could not be read'}</h1>
-  <p class="muted">${visible(error.message)}${error.requestId && html` (request <span class="mono">${error.requestId}</span>)`}</p>
-  <div class="row">${error.status !== 404 && html`<button class="btn primary" onClick=${retry}>Try again</button>`}<a class="btn" href="#/jobs">All jobs</a></div></div></div>`;
+function Unreadable({ error, retry }) {
+  const unknown = error.status === 404;
+  return html`
+    <div class="card">
+      <div class="empty">
+        <h1>${unknown ? 'No such job' : 'The job could not be read'}</h1>
+        <p class="muted">${sayError(error)}</p>
+        <div class="row">
+          ${!unknown && html`<button class="btn primary" onClick=${retry}>Try again</button>`}
+          <a class="btn" href="#/jobs">All jobs</a>
+        </div>
+      </div>
+    </div>`;
+}

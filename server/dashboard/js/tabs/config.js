@@ -8,10 +8,16 @@ const sayClip = ({ mode, threshold }) => (mode === 'none' ? 'none' : `${mode}, $
 
 function settings(job) {
   const hyper = job.hyperparameters ?? {};
-  const options = Object.entries(optionsOf(job)).map(([key, value]) => [key, key === 'clip' ? sayClip(value) : String(value)]);
+  const options = Object.entries(optionsOf(job)).map(([key, value]) => [
+    key,
+    key === 'clip' ? sayClip(value) : String(value),
+  ]);
   return [
-    ['n_epochs', hyper.n_epochs], ['batch_size', hyper.batch_size], ['learning_rate_multiplier', hyper.learning_rate_multiplier],
-    ['seed', job.seed], ...options,
+    ['n_epochs', hyper.n_epochs],
+    ['batch_size', hyper.batch_size],
+    ['learning_rate_multiplier', hyper.learning_rate_multiplier],
+    ['seed', job.seed],
+    ...options,
   ];
 }
 
@@ -34,14 +40,30 @@ function facts({ job, attempts }) {
 }
 
 function sayAttempt({ number, host, started_at: start, ended_at: end, outcome }) {
-  return `${number}: ${[host, outcome ?? 'runs', start && end ? duration(end - start) : ''].filter(Boolean).join(', ')}`;
+  const length = start && end ? duration(end - start) : null;
+  return `${number}: ${[host, outcome ?? 'runs', length].filter(Boolean).join(', ')}`;
 }
 
-const Pairs = ({ pairs }) => html`<dl class="kv">${pairs.filter(([, v]) => v != null).map(([key, value]) => html`<dt>${key}</dt><dd>${visible(value)}</dd>`)}</dl>`;
+const Pair = ([key, value]) => html`<dt>${key}</dt><dd>${visible(value)}</dd>`;
+
+const Pairs = ({ pairs }) => html`<dl class="kv">${pairs.filter(([, value]) => value != null).map(Pair)}</dl>`;
 
 export function Config({ state }) {
   const pairs = settings(state.job.wire);
-  return html`<div class="halves"><div><h3 class="row between">Settings <${Copy} label="settings" text=${pairs.map(([k, v]) => `${k}: ${v}`).join('\n')} /></h3><${Pairs} pairs=${pairs} /></div>
-      <div><h3 class="row">What it runs on</h3><${Pairs} pairs=${facts(state)} /></div></div>
-    <div class="again"><h3>The same job again</h3><${Commands} label="create command" forms=${createForms(createBody(state.job.wire))} /></div>`;
+  const text = pairs.map(([key, value]) => `${key}: ${value}`).join('\n');
+  return html`
+    <div class="halves">
+      <div>
+        <h3 class="row between">Settings <${Copy} label="settings" text=${text} /></h3>
+        <${Pairs} pairs=${pairs} />
+      </div>
+      <div>
+        <h3 class="row">What it runs on</h3>
+        <${Pairs} pairs=${facts(state)} />
+      </div>
+    </div>
+    <div class="again">
+      <h3>The same job again</h3>
+      <${Commands} label="create command" forms=${createForms(createBody(state.job.wire))} />
+    </div>`;
 }

@@ -5,11 +5,20 @@ import { Icon } from '../components/icons.js';
 
 export const isMilestone = event => !event.data?.memory;
 
+const TONES = { warn: 'warn', error: 'bad' };
+
+const Milestone = ({ event }) => html`
+  <li>
+    <time class="muted small" title=${fullTime(event.created_at)}>${clockSeconds(event.created_at)}</time>
+    <span class=${TONES[event.level] ?? 'faint'}>
+      <${Icon} name=${event.level in TONES ? event.level : 'info'} /><span class="sr">${event.level}</span>
+    </span>
+    <span class="text">${visible(event.message)}</span>
+  </li>`;
+
 export function Events({ state, older }) {
   const rows = state.events.filter(isMilestone).reverse();
-  return html`<ol class="events">${rows.map(event => html`<li key=${event.seq}>
-      <time class="muted small" title=${fullTime(event.created_at)}>${clockSeconds(event.created_at)}</time>
-      <span class=${{ warn: 'warn', error: 'bad' }[event.level] ?? 'faint'}><${Icon} name=${event.level in { warn: 1, error: 1 } ? event.level : 'info'} /><span class="sr">${event.level}</span></span>
-      <span class="text">${visible(event.message)}</span></li>`)}</ol>
+  return html`
+    <ol class="events">${rows.map(event => html`<${Milestone} key=${event.seq} event=${event} />`)}</ol>
     ${state.hasOlder && html`<p class="more"><button class="btn s" onClick=${older}>Show older events</button></p>`}`;
 }
