@@ -17,12 +17,13 @@ import platform
 import sys
 import traceback
 from collections.abc import MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lomo_core.config import TrainConfig
 from lomo_core.death_watch import start_death_watch
-from lomo_core.errors import ConfigError, EngineError
+from lomo_core.errors import ConfigError, DiskFullError, EngineError
 from lomo_core.events import Failed
 from lomo_core.journal import Journal
 from lomo_core.model_folder import read_model_folder
@@ -94,16 +95,20 @@ def _train(path: Path, environment: MutableMapping[str, str]) -> int:
         _set_up_torch(environment)
         importlib.import_module("lomo_core.trainer").Trainer(config, journal, stop).run()
     except EngineError as error:
-        journal.write(Failed(code=error.code, message=error.message, param=error.param), durable=True)
+        _record(journal, Failed(code=error.code, message=error.message, param=error.param))
         raise
     except BaseException as error:
-        journal.write(
-            Failed(code=EngineError.code, message=f"unexpected {type(error).__name__}: {error}"), durable=True
-        )
+        _record(journal, Failed(code=EngineError.code, message=f"unexpected {type(error).__name__}: {error}"))
         raise
     finally:
         journal.close()
     return 0
+
+
+def _record(journal: Journal, failed: Failed) -> None:
+    """Write the run's end; on a full disk the exit code alone has to say it."""
+    with suppress(DiskFullError):
+        journal.write(failed, durable=True)
 
 
 def _evaluate(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
 
+from lomo_core.errors import DiskFullError
 from lomo_core.events import JOURNAL_NAME, Event, JournalLine, Level, Message, encode_line
 
 _TAIL_BYTES = 1 << 16
@@ -23,10 +25,19 @@ class Journal:
         self._file = self.path.open("ab", buffering=0)
 
     def write(self, event: Event, *, durable: bool = False) -> None:
-        """Append one event; `durable` waits until it is on disk."""
-        self._file.write(encode_line(JournalLine(time.time(), event)))
-        if durable:
-            os.fsync(self._file.fileno())
+        """Append one event; `durable` waits until it is on disk.
+
+        Raises:
+            DiskFullError: there is no room for it.
+        """
+        try:
+            self._file.write(encode_line(JournalLine(time.time(), event)))
+            if durable:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise DiskFullError("the disk is full: the journal could not be written, make room") from error
 
     def say(self, level: Level, message: str) -> None:
         """Append a sentence for the reader of the log."""
@@ -34,8 +45,8 @@ class Journal:
 
     def close(self) -> None:
         """Put everything on disk and close the file."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._file:
+            os.fsync(self._file.fileno())
 
 
 def _drop_torn_line(path: Path) -> None:

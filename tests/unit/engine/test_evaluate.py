@@ -1,0 +1,147 @@
+"""Scores of choices against a naive computation, and the losses of validation files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import MistralConfig, MistralForCausalLM
+
+from lomo_core import evaluate
+from lomo_core.data.formats import ChoiceRow, read_rows
+from lomo_core.data.template import ChatEncoder
+from lomo_core.evaluate import Evaluator, group_by_tokens
+from lomo_core.model import load_model, load_tokenizer
+from tests.support.tiny_model import VOCAB_SIZE, chat_rows, choice_rows, write_jsonl
+
+CPU = torch.device("cpu")
+
+
+def nothing() -> None:
+    """Evaluation asks between batches whether to stop."""
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Any:
+    return load_model(tiny_model, precision="fp32", device=CPU)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return load_tokenizer(tiny_model)
+
+
+@pytest.fixture
+def mixed_choices(tmp_path: Path) -> Path:
+    """Rows of different prompts, numbers of choices and lengths of choices."""
+    rows = choice_rows(9)
+    rows[2]["choices"] = ["a long answer of many words", "b", "longer, and with a comma"]
+    rows[2]["answer"] = 1
+    rows[5]["choices"] = ["x y z", "x y"]
+    rows[5]["answer"] = 0
+    return write_jsonl(tmp_path / "choices.jsonl", rows)
+
+
+def naive_scores(model: Any, tokenizer: Any, path: Path) -> list[list[float]]:
+    """Every candidate alone, in full, without padding or cache."""
+    encoder = ChatEncoder(tokenizer)
+    scores = []
+    for row in read_rows(path):
+        assert isinstance(row, ChoiceRow)
+        prompt = encoder.prompt_ids(row.messages)
+        found = []
+        for choice in row.choices:
+            ids = encoder.text_ids(choice)
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+            found.append(-float(functional.cross_entropy(logits, torch.tensor(ids))))
+        scores.append(found)
+    return scores
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 2048])
+def test_scores_are_the_mean_log_likelihood(
+    model: Any, tokenizer: Any, mixed_choices: Path, monkeypatch: pytest.MonkeyPatch, batch_tokens: int
+) -> None:
+    monkeypatch.setattr(evaluate, "_BATCH_TOKENS", batch_tokens)
+    evaluator = Evaluator(mixed_choices, tokenizer, max_seq_length=512, train_on="assistant")
+    expected = naive_scores(model, tokenizer, mixed_choices)
+    for found, wanted in zip(evaluator.choice_scores(model, nothing), expected, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-4)
+    result = evaluator.run(model, step=3, check=nothing)
+    answers = [row.answer for row in read_rows(mixed_choices) if isinstance(row, ChoiceRow)]
+    right = sum(row.index(max(row)) == answer for row, answer in zip(expected, answers, strict=True))
+    assert result.choice_accuracy == right / 9
+    assert (result.step, result.num_rows, result.valid_loss) == (3, 9, None)
+
+
+def test_architectures_without_a_plain_cache_score_the_same(tokenizer: Any, mixed_choices: Path) -> None:
+    # Windows shorter than the prompts: the cache would have dropped what a choice needs.
+    config = MistralConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=8,
+    )
+    torch.manual_seed(0)
+    model: Any = MistralForCausalLM(config).eval()
+    assert not evaluate._has_plain_cache(model)
+    evaluator = Evaluator(mixed_choices, tokenizer, max_seq_length=512, train_on="assistant")
+    expected = naive_scores(model, tokenizer, mixed_choices)
+    for found, wanted in zip(evaluator.choice_scores(model, nothing), expected, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-4)
+
+
+def test_chat_rows_give_loss_and_token_accuracy(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "valid.jsonl", chat_rows(10))
+    evaluator = Evaluator(path, tokenizer, max_seq_length=512, train_on="assistant")
+    total, num_tokens, num_right = 0.0, 0, 0
+    for row in evaluator._chats:
+        ids = torch.from_numpy(row.ids).long()
+        with torch.no_grad():
+            logits = model(input_ids=ids[None]).logits[0, :-1]
+        where = torch.from_numpy(row.trained)[1:]
+        total += float(functional.cross_entropy(logits[where], ids[1:][where], reduction="sum"))
+        num_right += int((logits[where].argmax(-1) == ids[1:][where]).sum())
+        num_tokens += int(where.sum())
+    model.train()
+    result = evaluator.run(model, step=0, check=nothing)
+    assert model.training
+    model.eval()
+    assert result.valid_loss == pytest.approx(total / num_tokens, abs=1e-5)
+    assert result.valid_mean_token_accuracy == num_right / num_tokens
+    assert result.choice_accuracy is None
+
+
+def test_long_prompts_are_cut(tokenizer: Any, tmp_path: Path) -> None:
+    rows = choice_rows(1)
+    rows[0]["messages"] = [{"role": "user", "content": "word " * 200}]
+    path = write_jsonl(tmp_path / "choices.jsonl", rows)
+    evaluator = Evaluator(path, tokenizer, max_seq_length=40, train_on="assistant")
+    (row,) = evaluator._choices
+    assert len(row.prompt) + max(map(len, row.choices)) == 40
+
+
+def test_evaluation_can_be_ended(model: Any, tokenizer: Any, mixed_choices: Path) -> None:
+    def end() -> None:
+        raise KeyError("end")
+
+    model.train()
+    evaluator = Evaluator(mixed_choices, tokenizer, max_seq_length=512, train_on="assistant")
+    with pytest.raises(KeyError):
+        evaluator.run(model, step=0, check=end)
+    assert model.training
+    model.eval()
+
+
+def test_groups_cover_everything_within_the_limit() -> None:
+    lengths = [1, 2, 3, 5, 8, 100]
+    groups = group_by_tokens(lengths, 12)
+    assert [list(group) for group in groups] == [[0, 1, 2], [3], [4], [5]]
+    assert group_by_tokens([], 10) == []
