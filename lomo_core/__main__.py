@@ -161,7 +161,7 @@ def restart_with_allocator_environment() -> None:
     if _MALLOC in os.environ or platform.libc_ver()[0] != "glibc":
         return
     environment = {**os.environ, **_MALLOC_ENVIRONMENT}
-    os.execve(sys.executable, [sys.executable, "-m", "lomo_core", *sys.argv[1:]], environment)  # noqa: S606 - itself
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - itself
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 from lomo_core.errors import ModelError
+from lomo_core.model import silence_transformers
 
 
 def convert_gguf(gguf_path: Path, out_dir: Path) -> None:
@@ -28,8 +28,7 @@ def convert_gguf(gguf_path: Path, out_dir: Path) -> None:
         raise ModelError(f"there is no file {gguf_path}", param="gguf")
     if out_dir.exists():
         raise ModelError(f"{out_dir} exists already: remove it or name another folder", param="out")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    silence_transformers()
     source, name = str(gguf_path.parent), gguf_path.name
     try:
         model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.bfloat16)

@@ -23,6 +23,13 @@ DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.fl
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, AssertionError)
 
 
+def silence_transformers() -> None:
+    """Keep transformers' bars and advice off stderr: what matters is said in the journal."""
+    logging: Any = transformers.utils.logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def pick_device() -> torch.device:
     """The first CUDA device where there is one, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -46,7 +53,7 @@ def load_tokenizer(path: str | Path) -> Any:
     Raises:
         ModelError: it cannot be loaded, or has neither padding nor end token.
     """
-    _be_quiet()
+    silence_transformers()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(path), trust_remote_code=False, local_files_only=True
@@ -68,7 +75,7 @@ def load_model(path: str | Path, *, precision: Precision, device: torch.device) 
     Raises:
         ModelError: the folder is unsafe or incomplete, or transformers does not know the model.
     """
-    _be_quiet()
+    silence_transformers()
     read_model_folder(path)
     try:
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
@@ -119,10 +126,3 @@ def weights_sha256(model: nn.Module) -> str:
 
 def _as_bytes(tensor: Tensor) -> Any:
     return tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy()
-
-
-def _be_quiet() -> None:
-    """Keep transformers' bars and advice off stderr: what matters is said in the journal."""
-    logging: Any = transformers.utils.logging
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
