@@ -8,12 +8,16 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
+
+from sqlalchemy import select
 
 from jobs import eventlog, lifecycle
 from jobs.db import Database
 from jobs.keys import DEFAULT_ORGANIZATION
 from jobs.lifecycle import JobFailure, RetryPolicy
+from jobs.models import Attempt, Event, Job
 from jobs.repository import Lease
 from jobs.spec import JobSpec
 from lomo_core import events as engine
@@ -67,6 +71,7 @@ class SimulatedRun:
         assert claim is not None, "no job is queued"
         run = cls(db=db, lease=claim.lease, total_steps=total_steps, device_bytes=device_bytes)
         run.begun -= steps_ago * run.step_s
+        run._move_to_the_past(steps_ago * run.step_s)
         run._started()
         return run
 
@@ -130,6 +135,18 @@ class SimulatedRun:
         lines = [(self.line + n, engine.JournalLine(self._time_of(event), event)) for n, event in enumerate(events)]
         eventlog.ship(self.db, self.lease, lines, attempt=self.lease.attempt, relative=str)
         self.line += len(events)
+
+    def _move_to_the_past(self, seconds: float) -> None:
+        """Let the job have been created and claimed `seconds` ago."""
+        past = timedelta(seconds=seconds)
+        with self.db.transaction() as session:
+            job = session.get_one(Job, self.job_id)
+            job.created_at -= past
+            job.started_at = job.started_at and job.started_at - past
+            for attempt in session.scalars(select(Attempt).where(Attempt.job_id == self.job_id)):
+                attempt.started_at -= past
+            for event in session.scalars(select(Event).where(Event.job_id == self.job_id)):
+                event.created_at -= past
 
     def _time_of(self, event: engine.Event) -> float:
         return self.begun + getattr(event, "step", self.step) * self.step_s

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -110,7 +112,8 @@ def test_a_double_click_on_cancel_does_no_harm_and_cancel_asks_once(signed_in: O
     expect(page.get_by_role("button", name="Cancel", exact=True)).to_be_visible()
     page.get_by_role("button", name="Cancel", exact=True).click()
     expect(page.get_by_role("button", name="Go on")).to_be_focused()
-    page.get_by_role("button", name="Cancel, keep checkpoint 40").click()
+    with page.expect_response("**/cancel"):
+        page.get_by_role("button", name="Cancel, keep checkpoint 40").click()
     expect(page.get_by_role("button", name="Cancelling")).to_be_disabled()
     run.cancelled()
     expect(page.locator(".jobhead .pill")).to_have_text("Cancelled")
@@ -204,6 +207,31 @@ def test_a_drag_zooms_every_chart_and_a_double_click_resets(signed_in: OpenPage,
     page.locator(".u-over").nth(1).dblclick()
     expect(page.get_by_role("button", name="Show the whole run")).to_have_count(0)
     assert "zoom" not in page.url
+
+
+def test_a_zoom_in_the_address_is_drawn_step_by_step(signed_in: OpenPage, dashboard: Dashboard) -> None:
+    run = start(dashboard, total_steps=3000, steps=2500)
+    page = signed_in()
+    page.goto(f"{dashboard.url}/#/job/{run.job_id}?zoom=1000-1100")
+    expect(page.locator(".plot canvas")).to_have_count(NUM_CHARTS)
+    page.get_by_role("button", name="Show the whole run").wait_for()
+    # The thinned history has every second or third step; the window that was read for the zoom has each.
+    page.locator(".u-over").first.hover(position={"x": 300, "y": 100})
+    here = page.locator(".where b")
+    expect(here).to_have_text(re.compile(r"^1,0\d\d$"))
+    plot = page.locator(".plot").first
+    plot.focus()
+
+    def walk() -> list[int]:
+        steps = []
+        for _ in range(4):
+            page.keyboard.press("ArrowRight")
+            steps.append(int(here.inner_text().replace(",", "")))
+        return steps
+
+    expect(page.get_by_role("status")).to_have_text("Live")
+    first, *others = walk()
+    assert others == [first + 1, first + 2, first + 3]
 
 
 def test_an_unknown_job_is_said_in_words(signed_in: OpenPage, open_page: OpenPage, dashboard: Dashboard) -> None:

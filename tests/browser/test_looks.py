@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from pathlib import Path
 
@@ -96,7 +97,15 @@ def test_the_theme_can_be_chosen_and_is_remembered(signed_in: OpenPage, dashboar
 
 @pytest.mark.skipif(os.environ.get("LOMO_UPDATE_PICTURES") != "1", reason="LOMO_UPDATE_PICTURES=1 draws it anew")
 def test_draw_the_picture_of_the_readme(signed_in: OpenPage, dashboard: Dashboard) -> None:
-    run = make_jobs(dashboard)
+    submit(dashboard.db, "support-replies", lomo={"eval_every_steps": 60, "checkpoint_every_steps": 120})
+    run = SimulatedRun.start(dashboard.db, total_steps=600, steps_ago=424)
+    run.evaluate(valid_loss=2.98)
+    for step in range(60, 421, 60):
+        run.train(60)
+        run.evaluate(valid_loss=1.7 + 1.27 * math.exp(-6 * step / 600))
+        if step % 120 == 0:
+            run.checkpoint()
+    run.train(4)
     page = signed_in()
     page.goto(f"{dashboard.url}/#/job/{run.job_id}")
     expect(page.locator(".plot canvas")).to_have_count(4)

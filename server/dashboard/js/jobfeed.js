@@ -51,7 +51,9 @@ export class JobFeed {
       this.#publish({ job: jobView(job), error: null });
       this.#follow();
     } catch (error) {
-      if (!this.#stopped) this.#publish({ error });
+      if (this.#stopped) return;
+      setContact({ state: 'none' });
+      this.#publish({ error });
     }
   }
 

@@ -92,7 +92,7 @@ function Row({ view, isCurrent, now }) {
       <td class="w-status"><${Pill} view=${view} /></td>
       <td class="w-name">
         <a class="name cell ell" href="#/job/${view.id}" title=${view.name}>${visible(view.name)}</a>
-        <span class="cell xs faint mono ell hide-s" title=${view.id}>${view.id}</span>
+        ${view.name !== view.id && html`<span class="cell xs faint mono ell hide-s" title=${view.id}>${view.id}</span>`}
       </td>
       <td class="w-model"><${Lines} first=${view.base} second=${tunedOrHow(view)} cls="hide-s" /></td>
       <${ProgressCell} view=${view} />

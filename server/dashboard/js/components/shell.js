@@ -6,7 +6,7 @@ import { useNow } from '../hooks.js';
 import { flipTheme, theme } from '../theme.js';
 import { Icon, Logo } from './icons.js';
 
-const MARKS = { connecting: 'Connecting', live: 'Live', stale: 'Stale', ended: 'Final' };
+const MARKS = { connecting: 'Connecting', live: 'Live', stale: 'Stale', ended: 'Final', none: '' };
 
 function LiveMark() {
   const { state, lastAt } = contact.use();

@@ -29,8 +29,13 @@ const REFINE_AFTER_MS = 250;
 const RELATIVE_TIMES_MS = 10_000;
 const SKELETON_MS = 150;
 
-/** The zoom of the charts, kept in the address: read once, written on each change. */
-function useZoomInAddress(feed) {
+/** The zoom of the charts, kept in the address: read once, written on each change. `drawn`: the history has been read. */
+function useZoomInAddress(feed, drawn) {
+  // Without the finer window the charts stay as coarse as they are, which is no error to report.
+  const refine = range => range && feed.refine(...range).catch(() => {});
+  useEffect(() => {
+    if (drawn) refine(zoom.get());
+  }, [drawn]);
   useEffect(() => {
     const [from, to] = (route.get().query.get('zoom') ?? '').split('-').map(Number);
     zoom.set(to > from ? [from, to] : null);
@@ -38,8 +43,7 @@ function useZoomInAddress(feed) {
     const unsubscribe = zoom.subscribe(range => {
       setQuery({ zoom: range && range.map(step => step.toFixed(1).replace(/\.0$/, '')).join('-') });
       clearTimeout(timer);
-      // Without the finer window the charts stay as coarse as they are, which is no error to report.
-      if (range) timer = setTimeout(() => feed.refine(...range).catch(() => {}), REFINE_AFTER_MS);
+      timer = setTimeout(() => refine(range), REFINE_AFTER_MS);
     });
     return () => {
       clearTimeout(timer);
@@ -207,8 +211,8 @@ export function JobPage({ id, tab }) {
     feed.start();
     return () => feed.stop();
   }, [feed]);
-  useZoomInAddress(feed);
   const { columns } = state;
+  useZoomInAddress(feed, columns !== null);
   const view = state.job && upToDate(state.job, columns);
   useTitle(view);
 
