@@ -281,9 +281,11 @@ def request_cancel(db: Database, *, organization_id: str, job_id: str) -> Job:
         return job
 
 
-def register_host(db: Database, *, name: str, incarnation: str, memory_bytes: int, devices: dict[str, Any]) -> None:
-    """Record a worker host at its start."""
-    values = {"incarnation": incarnation, "memory_bytes": memory_bytes, "devices": devices, "slots": 1}
+def register_host(
+    db: Database, *, name: str, incarnation: str, memory_bytes: int, devices: dict[str, Any], slots: int = 1
+) -> None:
+    """Record a worker host at its start; `slots` is the number of jobs that it runs at once."""
+    values = {"incarnation": incarnation, "memory_bytes": memory_bytes, "devices": devices, "slots": slots}
     with db.transaction() as session:
         session.execute(
             upsert(Host)

@@ -155,6 +155,7 @@ class Node:
             incarnation=self.incarnation,
             memory_bytes=host_memory_bytes(),
             devices=describe_devices(),
+            slots=self.settings.slots,
         )
         freed = lifecycle.release_dead(self._db, host=name, incarnation=self.incarnation, policy=self.host.retry_policy)
         log.info("host_announced", host=name, incarnation=self.incarnation, freed_job_ids=freed)

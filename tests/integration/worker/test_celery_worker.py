@@ -94,6 +94,7 @@ def test_a_host_is_described_and_seen_while_it_idles(bench: Any, start_worker: A
     host = wait_until(lambda: reads.find_host(bench.db, name="host-a"), 30, "the host")
     assert host.memory_bytes > 2**28
     assert host.devices["cpu"]["count"] >= 1
+    assert host.slots == 1
     later = wait_until(
         lambda: (now := reads.find_host(bench.db, name="host-a")) and now.last_seen_at > host.last_seen_at and now,
         10,

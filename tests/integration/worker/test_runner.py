@@ -129,6 +129,7 @@ def test_a_cancelled_job_stops_with_all_it_started(bench: Any, wait_until: Any, 
     assert not is_alive(int((bench.folder(job_id) / "attempt-1" / "child.pid").read_text(encoding="ascii")))
     # It was asked politely and left a checkpoint.
     assert "Checkpoint created at step 1" in bench.messages(job_id)
+    assert not [event.message for event in bench.events(job_id) if event.level == "error"]
 
 
 def test_an_engine_deaf_to_sigterm_is_killed_after_the_grace(bench: Any, wait_until: Any, in_background: Any) -> None:
@@ -205,6 +206,29 @@ def test_a_ring_while_all_slots_are_taken_is_not_lost(bench: Any, wait_until: An
     bench.touch(first, "go")
     thread.join(30)
     assert [bench.job(job_id).status for job_id in (first, second)] == ["succeeded", "succeeded"]
+
+
+def test_a_ring_between_the_last_look_and_the_slots_release_is_not_lost(
+    bench: Any, in_background: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, original, late = bench.node(), lifecycle.claim, []
+
+    def claim(*args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        if found is None and not late:
+            late.append(bench.submit(FINISH))
+            in_background(node.work).join(30)  # finds no free slot
+        return found
+
+    monkeypatch.setattr(lifecycle, "claim", claim)
+    node.work()
+    assert bench.job(late[0]).status == "succeeded"
+
+
+def test_the_end_of_an_engine_ships_what_the_interval_would_have_held_back(bench: Any) -> None:
+    job_id = bench.submit([["steps", 1200], ["finish"]])
+    bench.node(ship_every_s=3600.0).work()
+    assert bench.steps(job_id) == list(range(1, 1201))
 
 
 def test_the_reaper_rings_for_what_waits(bench: Any) -> None:

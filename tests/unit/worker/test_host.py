@@ -60,7 +60,16 @@ def test_settings_have_defaults_of_this_host() -> None:
     assert make_settings(engine_command="nice -n 5 'my python' -m lomo_core").engine_command[2:4] == ("5", "my python")
 
 
-@pytest.mark.parametrize("change", [{"worker_name": "a/b"}, {"worker_name": ""}, {"slots": 0}, {"ship_every_s": 0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"worker_name": "a/b"},
+        {"worker_name": ""},
+        {"slots": 0},
+        {"ship_every_s": 0},
+        {"heartbeat_s": 21, "lease_s": 60},
+    ],
+)
 def test_a_wrong_setting_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         make_settings(**change)
