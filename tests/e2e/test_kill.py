@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kill")]
 
 JOB_TIMEOUT_S = 180.0  # 15 s on an idle machine, most of it three times the engine's imports
 ENGINE_DEATH_S = 2.0  # how long an engine may outlive its worker
-NUM_STEPS = 400  # of about 10 ms: long enough to be killed twice
+NUM_STEPS = 300  # of 5 to 20 ms: long enough to be killed twice
 LOMO = {
     "learning_rate": 0.02,
     "clip": {"mode": "group", "threshold": 1.0},
