@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 from playwright.sync_api import Page, expect
 
+from cli.job_options import JOB_OPTIONS
 from tests.browser.conftest import Dashboard, OpenPage
 from tests.browser.simulated_run import SimulatedRun, submit
 from tests.conftest import WaitUntil
@@ -162,7 +164,14 @@ def test_the_tabs_show_events_checkpoints_evaluations_and_the_same_job_as_comman
     compile(command, "the Python form", "exec")
     assert '"optimizer": "lomo"' in command
     page.get_by_role("button", name="lomo", exact=True).click()
-    expect(panel.locator("pre")).to_contain_text("--lomo learning_rate=0.01")
+    command = panel.locator("pre").inner_text()
+    words = shlex.split(command.replace("\\\n", ""))
+    assert words[:3] == ["lomo", "jobs", "create"]
+    flags = {word for word in words if word.startswith("--")}
+    known = {f"--{option.name.replace('_', '-')}" for option in JOB_OPTIONS}
+    known |= {"--model", "--training-file", "--validation-file", "--metadata", "--no-packing"}
+    assert flags <= known
+    assert words[words.index("--clip-mode") + 1] == "norm"
     assert page.url.endswith("/config")
 
 

@@ -60,6 +60,30 @@ def open_pages(page: Page, dashboard: Dashboard, run: SimulatedRun) -> list[str]
     return ["#/jobs", *(f"#/job/{run.job_id}/{tab.lower()}" for tab in TABS)]
 
 
+def check_looks(page: Page, address: str, width: int) -> None:
+    """Nothing wider than the window, nothing nameless, one h1; and axe-core's rules where it is at hand."""
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, address
+    assert page.evaluate(_NAMELESS) == [], address
+    expect(page.locator("h1")).to_have_count(1)
+    if (axe := find_axe()) is not None:
+        page.evaluate(axe)
+        found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+        assert [(v["id"], v["nodes"][0]["html"]) for v in found["violations"]] == [], address
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 400])
+def test_the_pages_without_jobs_fit_too(
+    open_page: OpenPage, signed_in: OpenPage, dashboard: Dashboard, scheme: str, width: int
+) -> None:
+    stranger = open_page(width=width, scheme=scheme)
+    stranger.goto(f"{dashboard.url}/login")
+    check_looks(stranger, "/login", width)
+    page = signed_in(width=width, scheme=scheme)
+    page.get_by_role("heading", name="No jobs yet").wait_for()
+    check_looks(page, "#/jobs", width)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 400])
 def test_every_view_fits_its_width_and_names_its_parts(
@@ -67,19 +91,12 @@ def test_every_view_fits_its_width_and_names_its_parts(
 ) -> None:
     run = make_jobs(dashboard)
     page = signed_in(width=width, scheme=scheme)
-    axe = find_axe()
     for address in open_pages(page, dashboard, run):
         page.goto(f"{dashboard.url}/{address}")
         page.locator(".card").first.wait_for()
         if "job/" in address:
             expect(page.locator(".plot canvas")).to_have_count(4)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, address
-        assert page.evaluate(_NAMELESS) == [], address
-        expect(page.locator("h1")).to_have_count(1)
-        if axe is not None:
-            page.evaluate(axe)
-            found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
-            assert [(v["id"], v["nodes"][0]["html"]) for v in found["violations"]] == [], address
+        check_looks(page, address, width)
 
 
 def test_the_theme_can_be_chosen_and_is_remembered(signed_in: OpenPage, dashboard: Dashboard) -> None:

@@ -80,23 +80,22 @@ function python({ lomo, ...body }) {
   ].join('\n');
 }
 
-function cli({ model, training_file, validation_file, suffix, seed, method, metadata, lomo }) {
-  const hyper = method?.supervised?.hyperparameters ?? {};
-  const factor = hyper.learning_rate_multiplier ?? 1;
-  // The command has no flag for OpenAI's multiplier: it says the product.
-  const options = lomo?.learning_rate ? { ...lomo, learning_rate: lomo.learning_rate * factor } : (lomo ?? {});
-  const flags = [
-    ['--model', model],
-    ['--training-file', training_file],
-    ['--validation-file', validation_file],
-    ['--suffix', suffix],
-    ['--seed', seed],
-    ['--n-epochs', hyper.n_epochs],
-    ['--batch-size', hyper.batch_size],
-    ...Object.entries(metadata ?? {}).map(([key, value]) => ['--metadata', `${key}=${value}`]),
-    ...Object.entries(options).map(([key, value]) => ['--lomo', `${key}=${JSON.stringify(value)}`]),
-  ].filter(([, value]) => value != null);
-  return ['lomo jobs create', ...flags.map(([flag, value]) => `  ${flag} ${plain(value)}`)].join(' \\\n');
+/** An option of the `lomo` object as a flag: `--no-packing`, `--clip-mode norm --clip-threshold 1`, `--schedule linear`. */
+function flag([key, value]) {
+  const name = `--${key.replaceAll('_', '-')}`;
+  if (typeof value === 'boolean') return [value ? name : name.replace('--', '--no-')];
+  if (value !== null && typeof value === 'object') {
+    return Object.entries(value).flatMap(([part, item]) => flag([`${key}_${part}`, item]));
+  }
+  return value == null ? [] : [`${name} ${plain(value)}`];
+}
+
+function cli({ method, metadata, ...body }) {
+  const { lomo, ...named } = body;
+  const hyperparameters = method?.supervised?.hyperparameters ?? {};
+  const options = Object.entries({ ...named, ...hyperparameters, ...lomo }).flatMap(flag);
+  const pairs = Object.entries(metadata ?? {}).map(([key, value]) => `--metadata ${plain(`${key}=${value}`)}`);
+  return ['lomo jobs create', ...[...options, ...pairs].map(option => `  ${option}`)].join(' \\\n');
 }
 
 /** Quote for a shell only what needs it. */
@@ -109,7 +108,7 @@ export const createForms = body => [
   ['python', 'Python', python(body)],
 ];
 
-/** How to make a first job: placeholders are the shell's own variables, so that a paste says what is missing. */
+/** How to make a first job; `file-…` stands for the id that the upload answers. */
 export function firstJobForms() {
   const body = { model: 'smollm2-135m-instruct', training_file: 'file-…', suffix: 'my-first-job' };
   return [
