@@ -97,8 +97,10 @@ def _event(number: int, line: engine.JournalLine) -> NewEvent:
             message = f"Model written after {event.seconds:.0f} s, weights sha256 {event.weights_sha256[:12]}"
             data = {"step": event.step, "weights_sha256": event.weights_sha256, "peak_bytes": event.peak_bytes}
         case engine.Failed():
-            # An engine that stops because it was asked to (lomo_core.errors.InterruptedRunError) is nobody's error.
-            level, message = "info" if event.code == "interrupted" else "error", event.message
+            # An engine that stops because it was asked to (lomo_core.errors.InterruptedRunError) is nobody's error. Of
+            # any other end the reason is given once, by the event that makes the job fail.
+            asked = event.code == "interrupted"
+            level, message = ("info", event.message) if asked else ("error", f"The engine ended: {event.code}.")
             data = {"code": event.code, "param": event.param}
     return NewEvent(
         message=message.replace("\0", _NUL_REPLACEMENT)[:_MAX_MESSAGE_CHARS],

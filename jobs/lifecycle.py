@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
@@ -103,7 +104,8 @@ def submit(
 def claim(db: Database, *, owner: str, lease_s: float) -> Claim | None:
     """Take the best queued job: by priority, then fairness between organizations, then age. None if there is none.
 
-    `owner` is `<host>/<incarnation>`. A second claimer skips the locked row, so nobody waits and nobody shares.
+    `owner` is `<host>/<incarnation>`. A second claimer skips the locked row, so nobody waits and nobody shares. A job whose
+    stored spec is not valid fails here, and None is returned.
     """
     running = (
         select(Job.organization_id, func.count().label("num_running"))
@@ -143,12 +145,15 @@ def claim(db: Database, *, owner: str, lease_s: float) -> Claim | None:
             session, job.id, job.attempt, [NewEvent(message=f"{message} on {host}.", status=JobStatus.RUNNING)]
         )
         assert job.lease_token is not None
-        return Claim(
-            lease=Lease(job.id, job.attempt, job.lease_token),
-            organization_id=job.organization_id,
-            spec=JobSpec.model_validate(job.spec),
-            failures=job.failures,
-        )
+        lease = Lease(job.id, job.attempt, job.lease_token)
+        try:
+            spec = JobSpec.model_validate(job.spec)
+        except ValidationError as error:
+            # Written by another version of this program. It must not stand at the head of the queue for ever.
+            message = f"This version cannot read the job's options: {error.error_count()} of them are not valid."
+            _fail(session, job, JobFailure(code="invalid_spec", message=message))
+            return None
+        return Claim(lease=lease, organization_id=job.organization_id, spec=spec, failures=job.failures)
 
 
 def renew(db: Database, lease: Lease, *, lease_s: float) -> Requests:

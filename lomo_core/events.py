@@ -165,16 +165,18 @@ def decode_line(raw: bytes) -> JournalLine:
     Raises:
         ValueError: the line is not JSON, or not an event of a known type.
     """
-    body: dict[str, Any] = json.loads(raw)
-    time = body.pop("time", None)
-    cls = EVENT_TYPES.get(body.pop("type", ""))
+    body: Any = json.loads(raw)
+    if not isinstance(body, dict):
+        raise ValueError("not an object")
+    time, kind = body.pop("time", None), body.pop("type", None)
+    cls = EVENT_TYPES.get(kind) if isinstance(kind, str) else None
     if cls is None or not isinstance(time, int | float):
         raise ValueError("not an event of a known type")
-    if "memory" in body:
-        body["memory"] = MemoryBytes(**body["memory"])
     if cls is Step and body.get("loss") is None:
         body["loss"] = math.nan
     try:
+        if "memory" in body:
+            body["memory"] = MemoryBytes(**body["memory"])
         return JournalLine(float(time), cls(**body))
     except TypeError as error:
         raise ValueError(f"not a valid {cls.type!r} event: {error}") from error

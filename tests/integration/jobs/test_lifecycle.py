@@ -208,3 +208,18 @@ def test_a_restarted_worker_gives_back_what_its_earlier_self_held(db: Database) 
     again = claim(db, owner="host-a/2")
     assert again.lease.job_id == mine.id
     assert lifecycle.release_dead(db, host="host-a", incarnation="2", policy=POLICY) == []
+
+
+def test_a_job_that_this_version_cannot_read_fails_and_blocks_nobody(db: Database) -> None:
+    broken, good = submit(db), submit(db)
+    with db.transaction() as session:
+        session.execute(
+            text("""UPDATE jobs SET spec = spec || '{"lomo": {"optimizer": "adam"}}' WHERE id = :id"""),
+            {"id": broken.id},
+        )
+    assert lifecycle.claim(db, owner="host/1", lease_s=LEASE_S) is None
+    failed = get(db, broken.id)
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert failed.error["code"] == "invalid_spec"
+    assert claim(db).lease.job_id == good.id
