@@ -104,8 +104,8 @@ def submit(
 def claim(db: Database, *, owner: str, lease_s: float) -> Claim | None:
     """Take the best queued job: by priority, then fairness between organizations, then age. None if there is none.
 
-    `owner` is `<host>/<incarnation>`. A second claimer skips the locked row, so nobody waits and nobody shares. A job whose
-    stored spec is not valid fails here, and None is returned.
+    `owner` is `<host>/<incarnation>`. A second claimer skips the locked row, so nobody waits and nobody shares. A job
+    whose stored spec is not valid fails here, and None is returned.
     """
     running = (
         select(Job.organization_id, func.count().label("num_running"))

@@ -165,9 +165,8 @@ def decode_line(raw: bytes) -> JournalLine:
     Raises:
         ValueError: the line is not JSON, or not an event of a known type.
     """
-    body: Any = json.loads(raw)
-    if not isinstance(body, dict):
-        raise ValueError("not an object")
+    parsed = json.loads(raw)
+    body: dict[str, Any] = parsed if isinstance(parsed, dict) else {}
     time, kind = body.pop("time", None), body.pop("type", None)
     cls = EVENT_TYPES.get(kind) if isinstance(kind, str) else None
     if cls is None or not isinstance(time, int | float):

@@ -168,7 +168,7 @@ def _decode(raw: bytes) -> JournalLine:
     """A line that is no event (a defect of the engine) must not hold up those behind it, nor vanish."""
     try:
         return decode_line(raw)
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         log.warning("journal_line_unreadable", error=str(error))
         shown = raw[:_SHOWN_CHARS].decode("utf-8", errors="replace").strip()
         text = f"The engine wrote a line that is not an event: {shown}"
