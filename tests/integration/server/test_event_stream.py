@@ -236,7 +236,9 @@ def test_a_client_that_leaves_is_forgotten(site: Site) -> None:
     run = site.run()
     hub = site.server.services.hub
     with site.client().stream("GET", f"/v1/fine_tuning/jobs/{run.job_id}/events?stream=true") as response:
-        next(response.iter_lines())
+        # Kept: an iterator that is dropped closes its response.
+        lines = response.iter_lines()
+        assert next(lines) == "retry: 3000"
         site.wait_until(lambda: hub._open.total() == 1, 10, "the stream to be counted")
     site.wait_until(lambda: not hub._events and hub._open.total() == 0, 10, "the stream to be forgotten")
 
