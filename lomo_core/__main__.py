@@ -37,6 +37,9 @@ _MALLOC_ENVIRONMENT = {_MALLOC: "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 _LIBRARY_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # libgomp's threads otherwise spin while they wait: beside other processes on 2 cores a step of SmolLM2 took 9 CPU
+    # seconds instead of 3, and up to a minute on the clock.
+    "OMP_WAIT_POLICY": "PASSIVE",
     # cuBLAS is deterministic only with a fixed workspace (docs.pytorch.org, notes/randomness).
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }

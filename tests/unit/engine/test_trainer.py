@@ -16,7 +16,7 @@ from lomo_core.data.batches import collate
 from lomo_core.errors import ConfigError, DataError, DivergedError, ModelError, OutOfMemoryError
 from lomo_core.events import Evaluation, Finished, Message, Started, Step
 from lomo_core.execute.plain import PlainExecutor
-from lomo_core.head import BatchLoss
+from lomo_core.head import BatchLoss, batch_loss
 from lomo_core.journal import Journal
 from lomo_core.memory.meter import Meter, live_bytes_function, resident_peak_bytes
 from lomo_core.model import load_model
@@ -263,3 +263,30 @@ def test_a_batch_moves_to_its_device(make_config: MakeConfig) -> None:
     batch = collate(trainer._rows[:2], pad_token_id=0).to(torch.device("meta"))
     assert batch.labels.device.type == batch.position_ids.device.type == "meta"
     trainer._journal.close()
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_two_passes_through_a_model_equal_clip_grad_norm(
+    make_config: MakeConfig, tiny_model: Path, checkpointing: bool
+) -> None:
+    clip = ClipConfig(mode="norm", threshold=0.5)
+    config = make_config(
+        optimizer=OptimizerConfig(learning_rate=0.05, clip=clip),
+        schedule=ScheduleConfig(name="constant", warmup_ratio=0.0),
+        activation_checkpointing=checkpointing,
+        max_steps=3,
+    )
+    trainer = Trainer(config, Journal(config.run_dir), StopRequest())
+    model = load_model(tiny_model, precision="fp32", device=CPU)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05, foreach=False)
+    for step in range(3):
+        rows = [trainer._rows[place] for place in trainer._plan.rows_of(step)]
+        batch_loss(model, collate(rows, pad_token_id=2)).loss.backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5))
+        sgd.step()
+        sgd.zero_grad()
+        trainer._train_step()
+        assert events_of(config.run_dir, Step)[-1].grad_norm == pytest.approx(norm, rel=1e-5)
+    trainer._journal.close()
+    for a, b in zip(trainer._model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
