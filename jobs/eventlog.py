@@ -13,7 +13,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -21,6 +21,7 @@ from jobs.db import Database
 from jobs.ids import new_checkpoint_id
 from jobs.models import Attempt, Checkpoint, Evaluation, Job, Metric
 from jobs.repository import Lease, NewEvent, append_events, lock_leased
+from jobs.spec import JobSpec
 from lomo_core import events as engine
 
 NumberedLine = tuple[int, engine.JournalLine]
@@ -63,6 +64,7 @@ def ship(
         _write_metrics(session, job.id, attempt, new)
         _write_evaluations(session, job.id, new)
         _write_checkpoints(session, job.id, attempt, new, relative)
+        _unpublish_checkpoints(session, job)
         _write_figures(session, job, new)
         session.execute(
             update(Attempt)
@@ -184,6 +186,17 @@ def _write_checkpoints(
         if isinstance(line.event, engine.Checkpoint)
     ]
     _replace(session, Checkpoint, rows, keys=("job_id", "step"), keep=("id",))
+
+
+def _unpublish_checkpoints(session: Session, job: Job) -> None:
+    """Keep the newest rows only, as many as the job asked for: the engine and the worker delete the other folders."""
+    kept = (
+        select(Checkpoint.id)
+        .where(Checkpoint.job_id == job.id)
+        .order_by(Checkpoint.step.desc())
+        .limit(JobSpec.model_validate(job.spec).lomo.keep_checkpoints)
+    )
+    session.execute(delete(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.id.not_in(kept)))
 
 
 def _replace(

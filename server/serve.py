@@ -26,7 +26,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 limit_concurrency=settings.max_connections,
-                timeout_graceful_shutdown=settings.stop_grace_s,
+                timeout_graceful_shutdown=settings.server_stop_grace_s,
             )
         )
 

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 import pytest
 import redis
+import structlog
 
 from jobs import migrate
 from local.postgres import NOT_DURABLE, Postgres
@@ -51,6 +52,17 @@ def wait_until_true(condition: Callable[[], T], timeout_s: float, what: str) -> 
         pause.wait(_POLL_S)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def log_through_logging() -> Iterator[None]:
+    """Keep structlog off `sys.stdout`, which pytest replaces for each test while threads of a server or a worker write
+    to it: that race was seen to end in a segmentation fault. Costs nothing."""
+    structlog.configure(
+        processors=[structlog.processors.KeyValueRenderer()], logger_factory=structlog.stdlib.LoggerFactory()
+    )
+    yield
+    structlog.reset_defaults()
+
+
 @pytest.fixture(scope="session")
 def wait_until() -> WaitUntil:
     """`wait_until(condition, timeout_s, what)`, see `wait_until_true`. Costs nothing."""
@@ -61,7 +73,7 @@ def wait_until() -> WaitUntil:
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     """One embedded Postgres for the whole session of this (xdist) process, without fsync.
 
-    Costs about 0.5 s idle and some seconds on a loaded machine, once; about 15 MB of memory (PSS, idle) and 41 MB of disk.
+    Costs about 0.5 s idle and some seconds on a loaded machine, once; about 15 MB of memory (PSS, idle), 41 MB of disk.
     """
     folder = tmp_path_factory.mktemp("pg")
     server = Postgres(folder / "postgres", log_path=folder / "postgres.log", settings=NOT_DURABLE)

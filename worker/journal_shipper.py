@@ -58,7 +58,7 @@ class JournalReader:
 class JournalShipper:
     """Ships one attempt's journal in a thread of its own, and keeps what its end says.
 
-    `on_checkpoints` is called after each batch that published some, with their number.
+    `on_checkpoint` is called after each batch that published one or more.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class JournalShipper:
         *,
         relative: Callable[[str], str],
         every_s: float,
-        on_checkpoints: Callable[[int], None],
+        on_checkpoint: Callable[[], None],
     ) -> None:
         self._db = db
         self._claim = claim
         self._reader = JournalReader(path)
         self._relative = relative
         self._every_s = every_s
-        self._on_checkpoints = on_checkpoints
+        self._on_checkpoint = on_checkpoint
         self._ended = threading.Event()
         self._aborted = threading.Event()
         self.finished: Finished | None = None
@@ -123,8 +123,8 @@ class JournalShipper:
                 self._aborted.wait(backoff.failed(error))
             else:
                 backoff.worked()
-                if count := sum(isinstance(line.event, Checkpoint) for _, line in lines):
-                    self._on_checkpoints(count)
+                if any(isinstance(line.event, Checkpoint) for _, line in lines):
+                    self._on_checkpoint()
                 return True
         return False
 

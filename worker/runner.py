@@ -91,7 +91,6 @@ class JobRunner:
         self._data_dir = host.settings.data_dir.absolute()
         self._job_folder = self._data_dir / "runs" / claim.lease.job_id
         self._folder = attempt_folder(self._data_dir / "runs", job_id=claim.lease.job_id, attempt=claim.lease.attempt)
-        self._num_checkpoints = 0
         self._wake = threading.Event()
         self._heartbeat = Heartbeat(
             host.db,
@@ -221,7 +220,7 @@ class JobRunner:
         return path
 
     def _find_checkpoints(self) -> tuple[Path, ...]:
-        """Published checkpoints that are still on disk, newest first: the engine keeps and verifies the last few."""
+        """Published checkpoints, newest first; what has gone from the disk is not worth offering to the engine."""
         job_id = self._claim.lease.job_id
         rows = self._persist(lambda: reads.resume_candidates(self._db, job_id=job_id), "reading checkpoints")
         return tuple(path for path in (self._data_dir / row.path for row in rows) if path.is_dir())
@@ -235,7 +234,7 @@ class JobRunner:
             self._folder / JOURNAL_NAME,
             relative=self._relative,
             every_s=self._settings.ship_every_s,
-            on_checkpoints=self._note_checkpoints,
+            on_checkpoint=self._prune,
         )
         environment = engine_environment(num_threads=self._settings.engine_threads)
         command = [*self._settings.engine_command, "train", str(self._folder / RUN_CONFIG_NAME)]
@@ -317,11 +316,10 @@ class JobRunner:
             self._wake.clear()
         shipping.result()
 
-    def _note_checkpoints(self, count: int) -> None:
-        """Once this attempt has as many checkpoints as are to be kept, those of earlier attempts are not needed."""
-        self._num_checkpoints += count
-        if self._num_checkpoints - count < self._claim.spec.lomo.keep_checkpoints <= self._num_checkpoints:
-            prune_superseded(self._job_folder, attempt=self._claim.lease.attempt)
+    def _prune(self, *models: Path) -> None:
+        """Delete what earlier attempts left and nobody can use any more."""
+        published = {*self._find_checkpoints(), *models}
+        prune_superseded(self._job_folder, attempt=self._claim.lease.attempt, published=published)
 
     # -- after the engine
 
@@ -330,9 +328,7 @@ class JobRunner:
         self._persist(lambda: self._write(verdict), "ending the job")
         log.info("attempt_ended", verdict=type(verdict).__name__.lower())
         if isinstance(verdict, Succeeded):
-            prune_superseded(
-                self._job_folder, attempt=self._claim.lease.attempt, keep=Path(verdict.finished.model_path)
-            )
+            self._prune(Path(verdict.finished.model_path))
 
     def _write(self, verdict: Verdict) -> None:
         lease = self._claim.lease

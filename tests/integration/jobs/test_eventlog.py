@@ -143,3 +143,18 @@ def test_a_lost_lease_writes_nothing(db: Database) -> None:
     with pytest.raises(LeaseLostError):
         eventlog.ship(db, lease, lines(step(1)), attempt=1, relative=relative)
     assert reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id).last_seq == before
+
+
+def test_only_the_newest_checkpoints_stay_published(db: Database) -> None:
+    job = submit(db)  # keep_checkpoints is 2
+
+    def checkpoint(step: int) -> engine.Checkpoint:
+        return engine.Checkpoint(step=step, path=f"/data/{step}", manifest_sha256="m", num_bytes=1, train_loss=None)
+
+    lease = claim(db).lease
+    eventlog.ship(db, lease, lines(*(checkpoint(n) for n in (10, 20, 30))), attempt=1, relative=relative)
+    assert [row.step for row in reads.resume_candidates(db, job_id=job.id)] == [30, 20]
+    lifecycle.retry(db, lease, reason="killed", policy=POLICY)
+    again = claim(db).lease
+    eventlog.ship(db, again, lines(checkpoint(30), checkpoint(40)), attempt=2, relative=relative)
+    assert [(row.step, row.attempt) for row in reads.resume_candidates(db, job_id=job.id)] == [(40, 2), (30, 2)]

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-import structlog
 
 from jobs import eventlog, keys, lifecycle
 from jobs.db import Database
@@ -269,17 +268,6 @@ class RunningServer:
         self.server.should_exit = True
         self.thread.join(_DEADLINE_S)
         assert not self.thread.is_alive(), "the server did not stop"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def log_through_logging() -> Iterator[None]:
-    """Keep structlog off `sys.stdout`, which pytest replaces for each test while the server's threads write to it:
-    that race was seen to end in a segmentation fault."""
-    structlog.configure(
-        processors=[structlog.processors.KeyValueRenderer()], logger_factory=structlog.stdlib.LoggerFactory()
-    )
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -131,18 +131,16 @@ def test_a_wrong_setting_is_one_clear_sentence(
     assert "Traceback" not in worker.log()
 
 
-def test_an_outage_is_one_log_line_for_ring_and_reaper(
-    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_outage_is_one_log_line_for_ring_and_reaper(bench: Any, caplog: pytest.LogCaptureFixture) -> None:
     settings = bench.settings.model_copy(update={"database_url": "postgresql+psycopg://nobody@/none?host=/nonexistent"})
     node = Node(settings, send_ring=list)
     app = dispatch.make_celery("memory://")
     register_tasks(app, node)
     for name in (dispatch.RING_TASK, dispatch.REAP_TASK):
+        caplog.clear()
         app.tasks[name]()
-        lines = [line for line in capsys.readouterr().out.splitlines() if line]
-        assert len(lines) == 1
-        assert "without_database" in lines[0]
+        [record] = [record for record in caplog.records if record.name.startswith("worker")]
+        assert "without_database" in record.getMessage()
     node.close()
 
 

@@ -101,8 +101,10 @@ def test_a_killed_engine_is_tried_again_from_its_checkpoint(bench: Any) -> None:
     assert (job.status, job.attempt, job.failures, job.step) == ("succeeded", 2, 1, 5)
     assert bench.steps(job_id) == [1, 2, 3, 4, 4, 5]
     assert any("killed by signal 9 (SIGKILL" in text for text in bench.messages(job_id))
-    # The first attempt's weights are of no more use; what tells its story stays.
+    # The first attempt's checkpoint is one of the two that the job keeps.
+    assert (bench.folder(job_id) / "attempt-1" / "checkpoints" / "step-3").is_dir()
     assert sorted(path.name for path in (bench.folder(job_id) / "attempt-1").iterdir()) == [
+        "checkpoints",
         "engine.log",
         "engine.pid",
         "journal.jsonl",
@@ -440,7 +442,8 @@ def test_checkpoints_of_earlier_attempts_stay_until_there_are_enough_new_ones(
     wait_until(lambda: "Checkpoint created at step 2" in bench.messages(job_id), 30, "the first new checkpoint")
     assert (bench.folder(job_id) / "attempt-1" / "checkpoints" / "step-1").is_dir()
     bench.touch(job_id, "go")
-    wait_until(lambda: not (bench.folder(job_id) / "attempt-1" / "checkpoints").exists(), 30, "the deletion")
+    gone = bench.folder(job_id) / "attempt-1" / "checkpoints" / "step-1"
+    wait_until(lambda: not gone.exists(), 30, "the deletion")
     bench.touch(job_id, "end")
     thread.join(30)
     assert bench.job(job_id).status == "succeeded"
