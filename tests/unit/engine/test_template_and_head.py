@@ -220,7 +220,8 @@ def test_padding_is_by_length() -> None:
     rows[0].ids[-1] = 2
     batch = collate(rows, pad_token_id=2)
     assert isinstance(batch, Batch)
-    assert batch.attention_mask.tolist() == [[0, 0, 1, 1, 1], [1] * 5]
-    assert batch.position_ids.tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
-    assert batch.labels[0].tolist() == [IGNORE, IGNORE, IGNORE, int(rows[0].ids[1]), 2]
+    # To the longest, rounded up to a multiple of 8.
+    assert batch.attention_mask.tolist() == [[0] * 5 + [1] * 3, [0] * 3 + [1] * 5]
+    assert batch.position_ids.tolist() == [[0] * 5 + [0, 1, 2], [0] * 3 + [0, 1, 2, 3, 4]]
+    assert batch.labels[0].tolist() == [IGNORE] * 6 + [int(rows[0].ids[1]), 2]
     assert (batch.num_tokens, batch.num_trained) == (8, rows[0].num_trained + rows[1].num_trained)
