@@ -86,9 +86,13 @@ class WatchedPage:
 OpenPage = Callable[..., Page]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """One headless Chromium for the session of this (xdist) process. Costs about 1 s, once, and 200 MB of memory."""
+    """One headless Chromium for a module. Costs about 1 s and 200 MB of memory.
+
+    Not for the session: while Playwright's driver is there, an event loop runs in this thread, and tests elsewhere
+    that call `asyncio.run` would fail.
+    """
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         message = "no Chromium was found: install the package chromium to run the browser tests"

@@ -8,7 +8,8 @@ from playwright.sync_api import expect
 from tests.browser.conftest import Dashboard, OpenPage
 from tests.browser.simulated_run import SimulatedRun, submit
 
-pytestmark = pytest.mark.browser
+# One process for all of them: they share a Chromium, whose driver keeps an event loop running there.
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 
 @pytest.mark.parametrize("where", ["list", "job"])

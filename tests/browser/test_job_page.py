@@ -13,7 +13,8 @@ from tests.browser.conftest import Dashboard, OpenPage
 from tests.browser.simulated_run import SimulatedRun, submit
 from tests.conftest import WaitUntil
 
-pytestmark = pytest.mark.browser
+# One process for all of them: they share a Chromium, whose driver keeps an event loop running there.
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 # Memory, loss, gradient norm with learning rate, speed.
 NUM_CHARTS = 4

@@ -13,7 +13,8 @@ from playwright.sync_api import Page, expect
 from tests.browser.conftest import Dashboard, OpenPage
 from tests.browser.simulated_run import SimulatedRun, submit
 
-pytestmark = pytest.mark.browser
+# One process for all of them: they share a Chromium, whose driver keeps an event loop running there.
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 PICTURE = Path(__file__).parents[2] / "docs" / "img" / "dashboard.png"
 TABS = ("Events", "Log", "Checkpoints", "Evaluation", "Config")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import structlog
 
 from cli.main import main
 from jobs import keys, lifecycle
@@ -118,10 +117,7 @@ def place(
         monkeypatch.delenv(name, raising=False)
     for name, value in place.env.items():
         monkeypatch.setenv(name, value)
-    # The server runs in this process and logs to its stdout, which is the command's here.
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     yield place
-    structlog.reset_defaults()
     place.running.stop()
     place.db.dispose()
 
