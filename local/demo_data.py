@@ -61,7 +61,8 @@ class DemoFiles:
 
 def write_demo_files(folder: Path) -> DemoFiles:
     """Write `train.jsonl` and `held_back.jsonl` into `folder` (made if absent)."""
-    rows = sorted(_labelled_sentences(), key=lambda row: hashlib.sha256(row[0].encode()).digest())
+    # Another order than the one that chose each topic's sentences, or the largest topics would lead it.
+    rows = sorted(_labelled_sentences(), key=lambda row: _shuffled("split", row[0]))
     held_back, train = rows[:NUM_HELD_BACK], rows[NUM_HELD_BACK:]
     folder.mkdir(parents=True, exist_ok=True)
     files = DemoFiles(folder / "train.jsonl", folder / "held_back.jsonl", len(train), len(held_back))
@@ -103,10 +104,13 @@ def _labelled_sentences() -> list[tuple[str, str]]:
     return [
         (sentence, topic)
         for topic, sentences in by_topic.items()
-        for sentence in sorted(sentences, key=lambda text: hashlib.sha256(text.encode()).digest())[
-            :_MAX_SENTENCES_PER_TOPIC
-        ]
+        for sentence in sorted(sentences, key=lambda text: _shuffled("choice", text))[:_MAX_SENTENCES_PER_TOPIC]
     ]
+
+
+def _shuffled(purpose: str, text: str) -> bytes:
+    """A sort key that puts texts in a random order, the same one on every machine."""
+    return hashlib.sha256(f"{purpose}:{text}".encode()).digest()
 
 
 def _docstrings(name: str) -> Iterator[str]:
