@@ -12,6 +12,7 @@ summing norms and dropping each gradient, then updating (arXiv 2306.09782, secti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -105,6 +106,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._norm = GlobalNorm()
         self._norm_of_step: Tensor | None = None
         self._gathering = False
+        self._is_probing = False
+        self.loss_scale: float | None = None
         self._coefficient: Tensor | None = None
         self._alive_bytes = 0
         self.peak_gradient_bytes = 0
@@ -175,6 +178,16 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Global L2 norm of the last step's gradient before clipping; None where the clip mode does not compute it."""
         return None if self._norm_of_step is None else float(self._norm_of_step)
 
+    @contextmanager
+    def probing(self) -> Iterator[None]:
+        """Backward passes inside only show whether memory suffices: the hooks drop every gradient."""
+        self._is_probing = True
+        try:
+            yield
+        finally:
+            self._is_probing = False
+            self._alive_bytes = 0
+
     def note_gradient(self, num_bytes: int) -> None:
         """Count gradient memory that no hook sees (negative when it is freed), for `peak_gradient_bytes`."""
         self._alive_bytes += num_bytes
@@ -196,7 +209,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         param.grad = None
         num_bytes = grad.numel() * grad.element_size()
         self.note_gradient(num_bytes)
-        if self._gathering:
+        if self._is_probing:
+            pass
+        elif self._gathering:
             self._norm.add(tensor_norm(grad))
         else:
             self._refuse_second_update(index)
