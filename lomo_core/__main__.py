@@ -10,6 +10,7 @@ import, and `inspect` needs neither.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import os
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", required=True, help="model folder")
     evaluate.add_argument("--data", required=True, help="file of chat rows or of choice rows")
     evaluate.add_argument("--max-seq-length", type=int, default=512, help="tokens per row (default 512)")
-    evaluate.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    evaluate.add_argument("--precision", choices=("bf16", "fp16", "fp32"), default="bf16")
     inspect = commands.add_parser("inspect", help="check a model folder and print its facts")
     inspect.add_argument("--model", required=True, help="model folder")
     convert = commands.add_parser("convert", help="make a model folder of a GGUF file")
@@ -129,7 +130,8 @@ def _evaluate(arguments: argparse.Namespace, environment: MutableMapping[str, st
     model = engine.load_model(arguments.model, precision=arguments.precision, device=engine.pick_device())
     stop = StopRequest()
     stop.install()
-    found = evaluator.run(model, step=0, check=stop.raise_if_requested)
+    loss_of = functools.partial(importlib.import_module("lomo_core.head").batch_loss, model)
+    found = evaluator.run(model, loss_of, step=0, check=stop.raise_if_requested)
     _print_json({name: getattr(found, name) for name in found.__slots__ if name != "step"})
     return 0
 

@@ -27,8 +27,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lomo_core.errors import CheckpointError, DiskFullError
-from lomo_core.optim.fused import FusedOptimizer
+from lomo_core.failure_policy import FailureState
+from lomo_core.optim.protocol import RunOptimizer
+from lomo_core.progress import Progress
 
+CHECKPOINTS_NAME = "checkpoints"
 MANIFEST_NAME = "MANIFEST.json"
 STATE_NAME = "trainer_state.json"
 OPTIMIZER_NAME = "optimizer.safetensors"
@@ -46,8 +49,12 @@ class TrainerState:
     run_sha256: str
     """Of everything that decides the run's numbers: configuration, data, base model."""
     num_trained_tokens: int
-    optimizer_step: int
-    optimizer_seed: int
+    evaluated_step: int
+    """The step of the last complete evaluation; -1 before the first."""
+    optimizer: dict[str, Any]
+    """What is small of the optimizer's own state: its step, its seed, a loss scale."""
+    failures: FailureState
+    progress: Progress
     versions: dict[str, str]
     """Of the libraries that computed it; for people."""
 
@@ -62,7 +69,7 @@ class SavedFolder:
 
 
 def save_checkpoint(
-    path: Path, *, model: Any, tokenizer: Any, optimizer: FusedOptimizer, state: TrainerState
+    path: Path, *, model: Any, tokenizer: Any, optimizer: RunOptimizer, state: TrainerState
 ) -> SavedFolder:
     """Write one checkpoint.
 
@@ -93,54 +100,93 @@ def save_final_model(path: Path, *, model: Any, tokenizer: Any, step: int) -> Sa
     return _write_folder(path, fill, step=step, num_bytes=_tensor_bytes(model, None))
 
 
+def copy_model(source: Path, path: Path, *, step: int) -> SavedFolder:
+    """Write a model folder again at another place, without its bytes taking room twice where the file system can.
+
+    Raises:
+        CheckpointError: the source is missing or damaged.
+        DiskFullError: there is not enough space; nothing is left behind.
+    """
+    verify_manifest(source)
+
+    def fill(folder: Path) -> None:
+        for file in source.iterdir():
+            if file.name != MANIFEST_NAME:
+                _link_or_copy(file, folder / file.name)
+
+    return _write_folder(path, fill, step=step, num_bytes=0)
+
+
 def verify_checkpoint(path: Path, *, run_sha256: str) -> TrainerState:
     """Check every file of a checkpoint against its manifest, and that it belongs to this run.
 
     Raises:
         CheckpointError: it is missing, incomplete, damaged, or of another run.
     """
-    _verify_manifest(path)
-    state = _read_json(path / STATE_NAME)
-    try:
-        found = TrainerState(**state)
-    except TypeError as error:
-        raise CheckpointError(f"its {STATE_NAME} has other fields than expected: {error}") from error
+    verify_manifest(path)
+    found = _read_state(path)
     if found.run_sha256 != run_sha256:
         raise CheckpointError("it belongs to a run with other settings, data or base model")
     return found
 
 
-def load_optimizer(path: Path, optimizer: FusedOptimizer, state: TrainerState) -> None:
-    """Restore the optimizer from a verified checkpoint."""
+def small_state(optimizer: RunOptimizer) -> dict[str, Any]:
+    """What of an optimizer's state is neither moments nor configuration: small, and JSON."""
+    return {key: value for key, value in optimizer.state_dict().items() if key not in ("state", "param_groups")}
+
+
+def load_optimizer(path: Path, optimizer: RunOptimizer, state: TrainerState) -> None:
+    """Bring moments and the rest of an optimizer's state back from a verified checkpoint."""
     moments: dict[int, dict[str, Tensor]] = {}
-    if (path / OPTIMIZER_NAME).exists():
-        for key, moment in load_file(path / OPTIMIZER_NAME).items():
+    file = path / OPTIMIZER_NAME
+    if file.exists():
+        for key, moment in load_file(file).items():
             index, name = key.split(".", 1)
             moments.setdefault(int(index), {})[name] = moment
-    optimizer.load_state_dict(
-        {
-            "state": moments,
-            "param_groups": optimizer.state_dict()["param_groups"],
-            "step": state.optimizer_step,
-            "seed": state.optimizer_seed,
-        }
-    )
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups, **state.optimizer})
 
 
 def checkpoint_folders(parent: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     if not parent.is_dir():
         return []
-    found = [(int(match[1]), path) for path in parent.iterdir() if (match := _STEP_FOLDER.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    found = [path for path in parent.iterdir() if _STEP_FOLDER.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name; -1 where it has another name."""
+    match = _STEP_FOLDER.fullmatch(path.name)
+    return int(match[1]) if match else -1
 
 
 def prune_checkpoints(parent: Path, *, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what an interrupted write has left."""
+    """Delete all but the newest `keep` valid checkpoints, and what an interrupted write has left.
+
+    Valid means whole here (every file, in its size): that a byte has flipped is found out before a checkpoint is used.
+    """
     for leftover in parent.glob(".tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for path in checkpoint_folders(parent)[:-keep]:
-        _delete(path)
+    kept = 0
+    for path in reversed(checkpoint_folders(parent)):
+        if kept < keep and _is_whole(path):
+            kept += 1
+        else:
+            delete_folder(path)
+
+
+def best_steps(parent: Path) -> set[int]:
+    """The best steps that the checkpoints of a run name: whoever resumes from one needs that model too."""
+    found = set()
+    for path in checkpoint_folders(parent):
+        try:
+            best = _read_state(path).progress.best_step
+        except CheckpointError:
+            continue
+        if best is not None:
+            found.add(best)
+    return found
 
 
 def sha256_of_file(path: Path) -> str:
@@ -154,13 +200,13 @@ def _save_model(folder: Path, *, model: Any, tokenizer: Any) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _flat_moments(optimizer: FusedOptimizer) -> dict[str, Tensor]:
+def _flat_moments(optimizer: RunOptimizer) -> dict[str, Tensor]:
     """Moments as `<parameter index>.<name>`, contiguous."""
     states: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
     return {f"{index}.{name}": moment.contiguous() for index, state in states.items() for name, moment in state.items()}
 
 
-def _tensor_bytes(model: Any, optimizer: FusedOptimizer | None) -> int:
+def _tensor_bytes(model: Any, optimizer: RunOptimizer | None) -> int:
     tensors: Iterable[Tensor] = [*model.parameters(), *(_flat_moments(optimizer).values() if optimizer else ())]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -216,14 +262,27 @@ def _replace(temporary: Path, path: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _delete(path: Path) -> None:
+def delete_folder(path: Path) -> None:
     """Delete a checkpoint so that half of it is never taken for a whole one."""
     trash = path.parent / f".tmp-old-{uuid.uuid4().hex[:8]}"
     path.rename(trash)
     shutil.rmtree(trash, ignore_errors=True)
 
 
-def _verify_manifest(folder: Path) -> None:
+def _is_whole(folder: Path) -> bool:
+    try:
+        verify_manifest(folder, hashes=False)
+    except CheckpointError:
+        return False
+    return True
+
+
+def verify_manifest(folder: Path, *, hashes: bool = True) -> None:
+    """Check every file of a folder against its manifest; without `hashes`, that it is there in its size.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the manifest is.
+    """
     manifest = _read_json(folder / MANIFEST_NAME)
     files = manifest.get("files")
     if not isinstance(files, list) or not files:
@@ -235,8 +294,25 @@ def _verify_manifest(folder: Path) -> None:
             raise CheckpointError(f"{name} is missing")
         if path.stat().st_size != file.get("size"):
             raise CheckpointError(f"{name} has {path.stat().st_size} bytes instead of {file.get('size')}")
-        if sha256_of_file(path) != file.get("sha256"):
+        if hashes and sha256_of_file(path) != file.get("sha256"):
             raise CheckpointError(f"{name} is damaged (its SHA-256 differs from the manifest's)")
+
+
+def _read_state(folder: Path) -> TrainerState:
+    raw = _read_json(folder / STATE_NAME)
+    try:
+        failures, progress = FailureState(**raw.pop("failures")), Progress(**raw.pop("progress"))
+        return TrainerState(**raw, failures=failures, progress=progress)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"its {STATE_NAME} has other fields than expected: {error}") from error
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """A hard link where the file system has them: our files are never changed in place, only replaced."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -9,18 +9,42 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from lomo_core.errors import ConfigError
 
-OptimizerName = Literal["lomo", "adalomo"]
-ClipMode = Literal["norm", "value", "group", "none"]
+OptimizerName = Literal["lomo", "adalomo", "sgd", "adamw"]
+ClipMode = Literal["norm", "delayed", "value", "group", "none"]
+ExactClipping = Literal["auto", "second_backward", "spill_memory", "spill_file"]
 Rounding = Literal["stochastic", "nearest"]
 ScheduleName = Literal["linear", "cosine", "constant"]
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["bf16", "fp16", "fp32"]
 TrainOn = Literal["assistant", "all"]
+FinalModel = Literal["last", "best"]
+
+# torch's own optimizers: they hold every gradient at once and know neither fused clipping nor stochastic rounding.
+BASELINES: tuple[OptimizerName, ...] = ("sgd", "adamw")
+# LOMO's rates are SGD's (arXiv 2306.09782: 5e-4 to 5e-2), AdaLomo's are relative to the weights (arXiv 2310.10195),
+# AdamW's is what people start from who fine-tune all parameters with it.
+DEFAULT_LEARNING_RATES: dict[OptimizerName, float] = {"lomo": 0.01, "adalomo": 5e-4, "sgd": 0.01, "adamw": 2e-5}
+_NO_REENTRANT = (
+    "activation_checkpointing is on or off and never reentrant, which would update a shared weight before its gradient "
+    "is complete"
+)
+# Keys that people bring along from other trainers, and why they are refused here.
+_REFUSED_KEYS = {
+    "gradient_accumulation_steps": "a fused update leaves no gradient to add to: raise batch_size instead, "
+    "activation_checkpointing makes room for it",
+    "use_reentrant": _NO_REENTRANT,
+    "activation_checkpointing_kwargs": _NO_REENTRANT,
+    "gradient_checkpointing_kwargs": _NO_REENTRANT,
+    "trust_remote_code": "code of a model folder is never run",
+}
+# A pattern is tried on names of about 60 characters; nobody needs more to tell them apart.
+_MAX_PATTERN_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,31 +52,91 @@ class ClipConfig:
     """Gradient clipping. `threshold` is in units of the gradient (after loss scaling is undone)."""
 
     mode: ClipMode = "norm"
-    """`norm`: exact global norm, by a second backward; `value`: element-wise; `group`: the norm of each tensor,
-    in one pass; `none`."""
+    """`norm`: exact global norm; `delayed`: the global norm of the step before, in one pass; `value`: element-wise;
+    `group`: the norm of each tensor, in one pass; `none`."""
     threshold: float = 1.0
+    exact: ExactClipping = "auto"
+    """How `norm` gets the norm before the first update: by a second backward pass, or by putting the gradients aside
+    in host memory or in a file. All give the same bits; `auto` takes the fastest that there is room for."""
 
     def __post_init__(self) -> None:
         _check_literals(self)
         _positive(self, "threshold")
+        if self.exact != "auto" and self.mode != "norm":
+            raise ConfigError(f"exact is for mode 'norm' only, not for {self.mode!r}", param="exact")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParamGroupConfig:
+    """Parameters with a rate or a decay of their own."""
+
+    pattern: str
+    """Regular expression, searched for in the parameter's name; the first group that matches takes it."""
+    learning_rate_scale: float = 1.0
+    """Times the run's learning rate."""
+    weight_decay: float | None = None
+    """None: the run's."""
+
+    def __post_init__(self) -> None:
+        _check_pattern(self.pattern, "pattern")
+        _not_negative(self, "learning_rate_scale")
+        if self.weight_decay is not None:
+            _not_negative(self, "weight_decay")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
-    """The update rule. Learning rates are of LOMO's scale: about 5e-4 to 5e-2 (AdaLomo 5e-4 to 1e-3)."""
+    """The update rule: LOMO's (fused into the backward pass), or `sgd` and `adamw`, torch's own, to compare with."""
 
     name: OptimizerName = "lomo"
-    learning_rate: float = 0.01
+    learning_rate: float | None = None
+    """Peak rate: about 5e-4 to 5e-2 for lomo and sgd, 5e-4 to 1e-3 for adalomo, 1e-5 to 5e-5 for adamw. None: 0.01
+    for lomo and sgd, 5e-4 for adalomo, 2e-5 for adamw."""
     weight_decay: float = 0.0
     """Decoupled, per step, times the learning rate."""
     clip: ClipConfig = field(default_factory=ClipConfig)
-    rounding: Rounding = "stochastic"
-    """How an fp32 result is written back to 16-bit weights; fp32 weights need none."""
+    rounding: Rounding | None = None
+    """How an fp32 result is written back to 16-bit weights; fp32 weights need none. None: stochastic for lomo and
+    adalomo, nearest for sgd and adamw, which know no other."""
+    param_groups: tuple[ParamGroupConfig, ...] = ()
+    """Rates and decays that differ by parameter; what no pattern matches has the run's."""
+    frozen: tuple[str, ...] = ()
+    """Regular expressions: parameters that are not trained. They have no optimizer state."""
 
     def __post_init__(self) -> None:
         _check_literals(self)
-        _positive(self, "learning_rate")
+        if self.learning_rate is not None:
+            _positive(self, "learning_rate")
         _not_negative(self, "weight_decay")
+        for pattern in self.frozen:
+            _check_pattern(pattern, "frozen")
+        if self.is_baseline:
+            self._check_baseline()
+
+    def _check_baseline(self) -> None:
+        if self.rounding == "stochastic":
+            raise ConfigError(f"{self.name} is torch's own and rounds to nearest only", param="rounding")
+        if self.clip.mode == "delayed" or self.clip.exact != "auto":
+            raise ConfigError(
+                f"{self.name} has every gradient at hand and clips by their exact norm: the ways around that "
+                "(mode 'delayed', exact) are lomo's and adalomo's",
+                param="clip",
+            )
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is one of torch's own optimizers."""
+        return self.name in BASELINES
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The rate given, or the rule's default."""
+        return DEFAULT_LEARNING_RATES[self.name] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def weight_rounding(self) -> Rounding:
+        """The rounding given, or the rule's default."""
+        return self.rounding or ("nearest" if self.is_baseline else "stochastic")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +194,15 @@ class TrainConfig:
     keep_checkpoints: int = 2
     eval_every_steps: int = 0
     """0: before the first step and after the last one only."""
+    early_stopping_patience: int | None = None
+    """The run ends after so many evaluations in a row without a better validation loss or choice accuracy."""
+    keep_best: bool = False
+    """Keep the model of the best evaluation in `best/`, beside the last checkpoints."""
+    final_model: FinalModel = "last"
+    """Which weights the run ends with: those of the last step, or of the best evaluation (needs `keep_best`)."""
+    sample_prompts: tuple[str, ...] = ()
+    """Prompts answered greedily with each evaluation, for people to read."""
+    sample_max_new_tokens: int = 64
     resume_from: tuple[str, ...] = ()
     """Checkpoint folders, newest first; the first valid one is taken, each rejected one is reported."""
 
@@ -122,10 +215,26 @@ class TrainConfig:
             ("checkpoint_every_steps", 0),
             ("keep_checkpoints", 1),
             ("eval_every_steps", 0),
+            ("sample_max_new_tokens", 1),
         ):
             _at_least(self, name, least)
-        if self.max_steps is not None:
-            _at_least(self, "max_steps", 1)
+        for name in ("max_steps", "early_stopping_patience"):
+            if getattr(self, name) is not None:
+                _at_least(self, name, 1)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse fields that need each other."""
+        if self.precision == "fp16" and self.optimizer.is_baseline:
+            raise ConfigError(
+                f"fp16 weights need the loss scaling of lomo and adalomo: use bf16 or fp32 with {self.optimizer.name}",
+                param="precision",
+            )
+        if self.final_model == "best" and not self.keep_best:
+            raise ConfigError("final_model 'best' needs keep_best", param="final_model")
+        for name in ("early_stopping_patience", "keep_best"):
+            if getattr(self, name) and (self.eval_every_steps == 0 or self.data.validation_path is None):
+                raise ConfigError(f"{name} needs a validation file and eval_every_steps above 0", param=name)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -155,7 +264,8 @@ def _build(cls: type[Any], raw: object, *, path: str) -> object:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in raw:
         if key not in fields:
-            raise ConfigError(f"unknown key {_join(path, key)!r}", param=_join(path, key))
+            reason = f": {_REFUSED_KEYS[key]}" if key in _REFUSED_KEYS else ""
+            raise ConfigError(f"unknown key {_join(path, key)!r}{reason}", param=_join(path, key))
     values: dict[str, object] = {}
     for name, spec in fields.items():
         if name in raw:
@@ -189,9 +299,28 @@ def _join(path: str, name: object) -> str:
 def _check_literals(config: Any) -> None:
     """Refuse a value outside a field's `Literal`."""
     for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
-            allowed = ", ".join(map(repr, get_args(hint)))
+        allowed_values = _literal_values(hint)
+        if allowed_values and getattr(config, name) not in allowed_values:
+            allowed = ", ".join(map(repr, allowed_values))
             raise ConfigError(f"{name} must be one of {allowed}, not {getattr(config, name)!r}", param=name)
+
+
+def _literal_values(hint: Any) -> tuple[object, ...]:
+    """The values of a `Literal`, and None where it may stand beside it; empty for other types."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    values = [value for part in parts for value in _literal_values(part)]
+    return (*values, None) if values else ()
+
+
+def _check_pattern(pattern: str, param: str) -> None:
+    if not 0 < len(pattern) <= _MAX_PATTERN_CHARS:
+        raise ConfigError(f"a pattern has 1 to {_MAX_PATTERN_CHARS} characters, not {len(pattern)}", param=param)
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{pattern!r} is not a regular expression: {error}", param=param) from error
 
 
 def _positive(config: Any, name: str) -> None:

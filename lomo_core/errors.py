@@ -7,7 +7,6 @@ EngineError                  1   engine_error            unexpected: a defect of
   ConfigError               10   invalid_hyperparameters a field of the run's specification is wrong
   ModelError                11   invalid_model           the base model cannot be used
   DataError                 12   invalid_training_file   the data cannot be used
-  CheckpointError           13   invalid_checkpoint      no checkpoint to resume from is valid
   OutOfMemoryError          14   out_of_memory
   DivergedError             15   diverged                the loss stayed non-finite
   DiskFullError             16   disk_full
@@ -53,11 +52,15 @@ class DataError(EngineError):
     exit_code = 12
 
 
-class CheckpointError(EngineError):
-    """Checkpoints were given to resume from and none of them is valid."""
+class CheckpointError(Exception):
+    """One checkpoint cannot be used; its text says why.
 
-    code = "invalid_checkpoint"
-    exit_code = 13
+    It ends no run: the checkpoint is reported and the next older one tried, and with none left the run begins anew.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
 
 
 class OutOfMemoryError(EngineError):
@@ -95,7 +98,6 @@ EXIT_CODES: dict[int, type[EngineError]] = {
         ConfigError,
         ModelError,
         DataError,
-        CheckpointError,
         OutOfMemoryError,
         DivergedError,
         DiskFullError,

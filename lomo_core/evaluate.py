@@ -24,7 +24,9 @@ from lomo_core.data.batches import Batch, collate, positions
 from lomo_core.data.formats import ChatRow, ChoiceRow, read_rows
 from lomo_core.data.template import ChatEncoder, EncodedRow
 from lomo_core.events import Evaluation
-from lomo_core.head import accepted_arguments, batch_loss
+from lomo_core.head import BatchLoss, accepted_arguments
+
+LossOf = Callable[[Batch], BatchLoss]
 
 # Tokens of one evaluation batch, padding included; without a backward pass this is small beside a training step.
 _BATCH_TOKENS = 2048
@@ -60,8 +62,20 @@ class Evaluator:
                 self._choices.append(_encode_choice(row, encoder, max_seq_length=max_seq_length))
         self.num_rows = len(rows)
 
-    def run(self, model: Any, *, step: int, check: Callable[[], None]) -> Evaluation:
-        """Measure; `check` is called between batches and may raise to end it."""
+    def extremes(self) -> tuple[int, int]:
+        """The tokens of the longest row, and the highest token id, of everything that the model will be given."""
+        chats = [(len(row.ids), int(row.ids.max())) for row in self._chats]
+        choices = [
+            (len(row.prompt) + len(choice), max(*row.prompt, *choice))
+            for row in self._choices
+            for choice in row.choices
+        ]
+        found = [*chats, *choices]
+        return max(length for length, _ in found), max(highest for _, highest in found)
+
+    def run(self, model: Any, loss_of: LossOf, *, step: int, check: Callable[[], None]) -> Evaluation:
+        """Measure. `loss_of` gives the loss of a batch of chats as training does; `check` is called between batches and
+        may raise to end it."""
         start = time.monotonic()
         was_training = model.training
         model.eval()
@@ -75,7 +89,7 @@ class Evaluator:
                         choice_accuracy=accuracy,
                         seconds=time.monotonic() - start,
                     )
-                loss, token_accuracy = self._chat_loss(model, check)
+                loss, token_accuracy = self._chat_loss(model, loss_of, check)
                 return Evaluation(
                     step=step,
                     num_rows=self.num_rows,
@@ -86,7 +100,7 @@ class Evaluator:
         finally:
             model.train(was_training)
 
-    def _chat_loss(self, model: Any, check: Callable[[], None]) -> tuple[float, float]:
+    def _chat_loss(self, model: Any, loss_of: LossOf, check: Callable[[], None]) -> tuple[float, float]:
         """Mean loss per trained token over the whole file, and the share of tokens guessed right."""
         total = 0.0
         num_correct = num_tokens = 0
@@ -95,7 +109,7 @@ class Evaluator:
         for part in group_by_tokens([len(self._chats[place].ids) for place in order], _BATCH_TOKENS):
             check()
             batch = collate([self._chats[order[at]] for at in part], pad_token_id=self._pad_token_id).to(device)
-            result = batch_loss(model, batch)
+            result = loss_of(batch)
             total += float(result.loss) * batch.num_trained
             num_correct += int(result.num_correct)
             num_tokens += batch.num_trained

@@ -84,6 +84,35 @@ class Step:
     step_s: float
     tokens_per_s: float
     memory: MemoryBytes
+    rows_hash: str | None = None
+    """Of the indexes of the batch's rows, in order: equal batches, equal hashes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A step that changed no weight."""
+
+    type: ClassVar[str] = "skipped"
+    step: int
+    what: Literal["loss", "gradient", "overflow", "window"]
+    """`loss`, `gradient`: not finite. `overflow`: an fp16 gradient too large for the loss scale, which falls; no sign
+    of divergence. `window`: the run has diverged here once, and goes past it."""
+    loss_scale: float | None = None
+    """After the step; None where the loss is not scaled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolledBack:
+    """The run has diverged and goes on from earlier weights; it does so once."""
+
+    type: ClassVar[str] = "rolled_back"
+    step: int
+    """The step gone back to; 0 is the base model."""
+    first_skipped: int
+    """1-based, as in `Step`: the steps from here to `last_skipped` are passed over."""
+    last_skipped: int
+    checkpoint: str | None
+    """Name of the checkpoint's folder; None for the base model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +130,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What the model answers to one of the run's prompts, greedily."""
+
+    type: ClassVar[str] = "sample"
+    step: int
+    prompt: str
+    text: str
+    num_tokens: int
+    """Of the answer, its end token included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """A checkpoint is complete on disk: a model folder that also holds what resuming needs."""
 
@@ -111,6 +152,8 @@ class Checkpoint:
     num_bytes: int
     train_loss: float | None
     valid_loss: float | None = None
+    best_step: int | None = None
+    """Step of the best evaluation so far whose model is kept; None where none is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +168,11 @@ class Finished:
     num_trained_tokens: int
     peak_bytes: int
     seconds: float
+    model_step: int | None = None
+    """The step whose weights the model has: the last one, or the best evaluation's."""
+    best_step: int | None = None
+    best_model_path: str | None = None
+    """Folder of the best evaluation's model, where it is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,10 +185,11 @@ class Failed:
     param: str | None = None
 
 
-Event = Message | Started | Step | Evaluation | Checkpoint | Finished | Failed
+Event = Message | Started | Step | Skipped | RolledBack | Evaluation | Sample | Checkpoint | Finished | Failed
 
 EVENT_TYPES: dict[str, type[Event]] = {
-    cls.type: cls for cls in (Message, Started, Step, Evaluation, Checkpoint, Finished, Failed)
+    cls.type: cls
+    for cls in (Message, Started, Step, Skipped, RolledBack, Evaluation, Sample, Checkpoint, Finished, Failed)
 }
 
 

@@ -18,9 +18,9 @@ from lomo_core.config import Precision
 from lomo_core.errors import ModelError
 from lomo_core.model_folder import read_model_folder
 
-DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # What transformers raises for folders that its own checks or a model's constructor refuse.
-_LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, AssertionError)
+LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, AssertionError)
 
 
 def silence_transformers() -> None:
@@ -58,7 +58,7 @@ def load_tokenizer(path: str | Path) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(path), trust_remote_code=False, local_files_only=True
         )
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         raise ModelError(f"the model's tokenizer cannot be loaded: {error}", param="model") from error
     if not tokenizer.is_fast:
         raise ModelError("the model's tokenizer has no fast form (tokenizer.json): convert it first", param="model")
@@ -86,7 +86,7 @@ def load_model(path: str | Path, *, precision: Precision, device: torch.device) 
             local_files_only=True,
             output_loading_info=True,
         )
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         raise ModelError(f"the model cannot be loaded: {error}", param="model") from error
     model, info = loaded
     missing = sorted(info["missing_keys"])
@@ -113,6 +113,11 @@ def parameter_bytes(model: nn.Module) -> int:
     """Bytes of all parameters, each storage counted once."""
     storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
     return sum(storages.values())
+
+
+def weights_are_finite(model: nn.Module) -> bool:
+    """Whether no weight is inf or nan."""
+    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -60,20 +60,9 @@ def read_model_folder(path: str | Path) -> ModelFolder:
         ModelError: a file is missing, broken or unsafe; the text says what to do.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise ModelError(f"there is no model folder {folder.name!r}: check the model's name", param="model")
+    files = check_model_folder(folder)
     config = _read_json(folder / "config.json")
     tokenizer_config = _read_json(folder / "tokenizer_config.json", required=False)
-    _refuse_code(config, "config.json")
-    _refuse_code(tokenizer_config, "tokenizer_config.json")
-    if "quantization_config" in config:
-        raise ModelError(
-            "the model is quantised: all parameters can only be trained in bf16 or fp32; use the unquantised model",
-            param="model",
-        )
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError("the model folder has no tokenizer.json: save its fast tokenizer there", param="model")
-    files = _weight_files(folder)
     headers = [_read_header(file) for file in files]
     tensors = [tensor for header in headers for name, tensor in header.items() if name != "__metadata__"]
     return ModelFolder(
@@ -85,6 +74,28 @@ def read_model_folder(path: str | Path) -> ModelFolder:
         dtypes=tuple(sorted({str(tensor.get("dtype")) for tensor in tensors})),
         weight_bytes=sum(file.stat().st_size for file in files),
     )
+
+
+def check_model_folder(path: str | Path) -> tuple[Path, ...]:
+    """Check all of a model folder but the contents of its weight files, and return those.
+
+    Raises:
+        ModelError: a file is missing, broken or unsafe; the text says what to do.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ModelError(f"there is no model folder {folder.name!r}: check the model's name", param="model")
+    config = _read_json(folder / "config.json")
+    _refuse_code(config, "config.json")
+    _refuse_code(_read_json(folder / "tokenizer_config.json", required=False), "tokenizer_config.json")
+    if "quantization_config" in config:
+        raise ModelError(
+            "the model is quantised: all parameters can only be trained in bf16 or fp32; use the unquantised model",
+            param="model",
+        )
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError("the model folder has no tokenizer.json: save its fast tokenizer there", param="model")
+    return _weight_files(folder)
 
 
 def _read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
@@ -161,10 +172,13 @@ def _read_header(file: Path) -> dict[str, Any]:
             if length > _MAX_HEADER_BYTES:
                 raise ValueError("its header is too long")
             header = json.loads(stream.read(length))
-    except (ValueError, struct.error, RecursionError) as error:
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        missing = 8 + length + max(ends, default=0) - file.stat().st_size
+        if missing > 0:
+            raise ValueError(f"it ends {missing} bytes too early")
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error, RecursionError) as error:
         raise ModelError(f"{file.name} is not a safetensors file ({error}): copy it again", param="model") from error
-    if not isinstance(header, dict):
-        raise ModelError(f"{file.name} is not a safetensors file: copy it again", param="model")
+    assert isinstance(header, dict)
     return header
 
 

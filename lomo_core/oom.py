@@ -35,4 +35,4 @@ def _sentence(memory: MemoryBytes | None) -> str:
         f"{name} {getattr(memory, name + '_bytes') / 2**20:.0f} MiB"
         for name in ("parameters", "gradients", "optimizer", "activations", "other", "peak")
     )
-    return f"The last step held: {parts}. "
+    return f"It held: {parts}. "

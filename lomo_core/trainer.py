@@ -1,19 +1,20 @@
 """One attempt at a run: build, train, step, close. No mathematics of its own.
 
 Everything that decides a number is elsewhere and a function of (configuration, step): the batches
-(`data/batches.py`), the learning rate (`schedule.py`), the update (`optim/`), the noise (`seeding.py`). That is why a
-resumed run equals an uninterrupted one bit for bit.
+(`data/batches.py`), the learning rate (`schedule.py`), the update (`optim/`), the noise (`seeding.py`), what follows
+from a bad step (`failure_policy.py`) or an evaluation (`progress.py`). That is why a resumed run equals an
+uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy
 import safetensors
@@ -21,47 +22,29 @@ import torch
 import transformers
 
 from lomo_core import checkpoint as checkpoints
-from lomo_core.config import OptimizerConfig, TrainConfig
-from lomo_core.data.batches import BatchPlan, collate
+from lomo_core import failure_policy, preflight
+from lomo_core.build import build_training
+from lomo_core.config import TrainConfig
+from lomo_core.data.batches import Batch, BatchPlan, collate
 from lomo_core.data.formats import read_chat_rows
 from lomo_core.data.template import ChatEncoder, EncodedRow
-from lomo_core.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
-from lomo_core.evaluate import Evaluator
-from lomo_core.events import Checkpoint, Evaluation, Finished, Started, Step
-from lomo_core.execute.plain import PlainExecutor, StepResult
+from lomo_core.errors import CheckpointError, DivergedError, InterruptedRunError
+from lomo_core.evaluations import Evaluations
+from lomo_core.events import Checkpoint, Finished, RolledBack, Skipped, Started, Step
+from lomo_core.execute.plain import StepResult
+from lomo_core.failure_policy import FailureState, Outcome, Verdict
 from lomo_core.journal import Journal
-from lomo_core.memory.meter import Meter
-from lomo_core.model import (
-    describe_device,
-    enable_activation_checkpointing,
-    load_model,
-    load_tokenizer,
-    pick_device,
-    weights_sha256,
-)
-from lomo_core.model_folder import read_model_folder
+from lomo_core.model import describe_device, load_tokenizer, pick_device, weights_are_finite
 from lomo_core.oom import out_of_memory_named
-from lomo_core.optim import AdaLomo, Lomo
-from lomo_core.optim.fused import FusedOptimizer
+from lomo_core.probe import longest_step, try_batch
+from lomo_core.rollback import drop_abandoned, earlier_checkpoints
+from lomo_core.run_identity import run_sha256
 from lomo_core.schedule import scale_at, warmup_steps
 from lomo_core.seeding import mix
 from lomo_core.stop import StopRequest
 
-# Below it plain SGD hardly moves (arXiv 2306.09782 uses 5e-4 to 5e-2): the rate of somebody who is used to Adam.
-_ADAM_SCALE = 1e-4
-_MAX_SKIPPED_IN_A_ROW = 5
 # Keeps the generator's seed for dropout apart from the seed's other uses.
 _DROPOUT = 4
-# Fields that change where or how often something is written, but no number of the run.
-_NOT_OF_THE_RUN = (
-    "run_dir",
-    "model_path",
-    "data",
-    "resume_from",
-    "checkpoint_every_steps",
-    "keep_checkpoints",
-    "eval_every_steps",
-)
 
 
 class Trainer:
@@ -77,28 +60,27 @@ class Trainer:
         self._journal = journal
         self._stop = stop
         self._device = pick_device()
-        self._checkpoint_dir = Path(config.run_dir) / "checkpoints"
+        self._checkpoint_dir = Path(config.run_dir) / checkpoints.CHECKPOINTS_NAME
         self._step = 0
         self._saved_step = -1
         self._num_trained_tokens = 0
-        self._num_skipped = 0
+        self._failures = FailureState()
         self._last_loss: float | None = None
-        self._last_evaluation: Evaluation | None = None
         self._build()
 
     def run(self) -> None:
         """Train from where the run stands to its end, and write the tuned model."""
         try:
-            if self._step == 0:
-                self._evaluate()
-            while self._step < self._total_steps:
-                self._stop.raise_if_requested()
-                self._train_step()
-                if self._is_due(self._config.eval_every_steps) or self._step == self._total_steps:
-                    self._evaluate()
-                if self._is_due(self._config.checkpoint_every_steps):
+            self._try_longest_batch()
+            while True:
+                if self._evaluations.is_due(self._step, total_steps=self._total_steps):
+                    self._evaluations.run(self._training, step=self._step)
+                if self._is_checkpoint_due():
                     self._save_checkpoint()
-            self._stop.raise_if_requested()
+                self._stop.raise_if_requested()
+                if self._step == self._total_steps or self._evaluations.has_stalled():
+                    break
+                self._advance()
         except InterruptedRunError as error:
             raise self._interrupted() from error
         self._finish()
@@ -106,12 +88,16 @@ class Trainer:
     # -- build ----------------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
+        """In an order that lets every check come before the weights, which take the longest."""
         config = self._config
-        folder = read_model_folder(config.model_path)
-        self._warn_about_rate(config.optimizer)
+        architecture = preflight.check_architecture(config)
+        if warning := preflight.rate_warning(config.optimizer):
+            self._journal.say("warn", warning)
+        self._journal.say("info", "reading the data")
         self._tokenizer = load_tokenizer(config.model_path)
         self._rows = self._encode_training_rows()
-        self._evaluator = self._build_evaluator()
+        self._evaluations = Evaluations(config, self._tokenizer, self._journal, self._stop)
+        preflight.check_lengths_and_ids(self._rows, self._evaluations, architecture)
         self._stop.raise_if_requested()
         self._plan = BatchPlan([len(row.ids) for row in self._rows], batch_size=config.batch_size, seed=config.seed)
         self._total_steps = config.n_epochs * self._plan.batches_per_epoch
@@ -119,18 +105,8 @@ class Trainer:
             self._total_steps = min(self._total_steps, config.max_steps)
         self._warmup = warmup_steps(self._total_steps, config.schedule.warmup_ratio)
         self._run_sha256 = run_sha256(config)
-        found = self._find_checkpoint()
-        source = config.model_path if found is None else found[0]
-        with out_of_memory_named("while loading the model", lambda: None):
-            self._model = load_model(source, precision=config.precision, device=self._device)
-        self._check_fits(folder.config)
-        if config.activation_checkpointing and not enable_activation_checkpointing(self._model):
-            self._journal.say("warn", "this architecture has no activation checkpointing: the setting has no effect")
-        self._optimizer = build_optimizer(config.optimizer, self._model, seed=config.seed)
-        if found is not None:
-            self._resume(*found)
-        self._meter = Meter(self._model, self._optimizer, self._device)
-        self._executor = PlainExecutor(self._model, self._optimizer, self._meter)
+        with self._stop.interrupting():
+            self._load(self._find_checkpoint())
         self._announce()
 
     def _encode_training_rows(self) -> list[EncodedRow]:
@@ -140,22 +116,6 @@ class Trainer:
         return ChatEncoder(self._tokenizer).encode(
             rows, max_seq_length=data.max_seq_length, train_on=data.train_on, param="training_file"
         )
-
-    def _build_evaluator(self) -> Evaluator | None:
-        data = self._config.data
-        if data.validation_path is None:
-            return None
-        return Evaluator(
-            data.validation_path, self._tokenizer, max_seq_length=data.max_seq_length, train_on=data.train_on
-        )
-
-    def _warn_about_rate(self, optimizer: OptimizerConfig) -> None:
-        if optimizer.name == "lomo" and optimizer.learning_rate < _ADAM_SCALE:
-            self._journal.say(
-                "warn",
-                f"learning_rate {optimizer.learning_rate:g} is of Adam's scale: LOMO is SGD and needs about "
-                "5e-4 to 5e-2; at this rate the model hardly changes",
-            )
 
     def _find_checkpoint(self) -> tuple[Path, checkpoints.TrainerState] | None:
         """The first valid checkpoint of those given; each rejected one is reported."""
@@ -170,27 +130,25 @@ class Trainer:
             self._journal.say("warn", "no checkpoint is valid: the run begins anew at step 0")
         return None
 
-    def _check_fits(self, model_config: dict[str, Any]) -> None:
-        longest = max(len(row.ids) for row in self._rows)
-        limit = (model_config.get("text_config") or model_config).get("max_position_embeddings")
-        if isinstance(limit, int) and longest > limit:
-            raise ConfigError(
-                f"the longest row has {longest} tokens but the model takes {limit}: "
-                f"set max_seq_length to {limit} or less",
-                param="max_seq_length",
-            )
-        vocabulary = self._model.get_input_embeddings().weight.shape[0]
-        highest = max(int(row.ids.max()) for row in self._rows)
-        if highest >= vocabulary:
-            raise ConfigError(
-                f"the tokenizer gives token {highest} but the model has {vocabulary}: they do not belong together",
-                param="model",
-            )
-
-    def _resume(self, path: Path, state: checkpoints.TrainerState) -> None:
-        checkpoints.load_optimizer(path, self._optimizer, state)
+    def _load(self, found: tuple[Path, checkpoints.TrainerState] | None) -> None:
+        """Load the weights of a verified checkpoint and stand where it stands; without one, the base model's."""
+        self._journal.say("info", "loading the weights")
+        self._training = build_training(
+            self._config,
+            self._config.model_path if found is None else found[0],
+            device=self._device,
+            tokens_per_step=sum(len(row.ids) for row in self._rows) / self._plan.batches_per_epoch,
+            journal=self._journal,
+        )
+        if found is None:
+            self._step, self._saved_step, self._num_trained_tokens = 0, -1, 0
+            return
+        path, state = found
+        checkpoints.load_optimizer(path, self._training.optimizer, state)
         self._step = self._saved_step = state.step
         self._num_trained_tokens = state.num_trained_tokens
+        self._failures = state.failures
+        self._evaluations.resume(path, done_step=state.evaluated_step, progress=state.progress)
         self._journal.say("info", f"resumed from checkpoint {path.name}")
 
     def _announce(self) -> None:
@@ -200,7 +158,7 @@ class Trainer:
             Started(
                 step=self._step,
                 total_steps=self._total_steps,
-                num_parameters=sum(p.numel() for p in self._model.parameters()),
+                num_parameters=sum(p.numel() for p in self._training.model.parameters()),
                 num_train_rows=len(self._rows),
                 num_truncated_rows=sum(row.is_cut for row in self._rows),
                 num_trainable_tokens=sum(row.num_trained for row in self._rows),
@@ -211,27 +169,56 @@ class Trainer:
 
     # -- train ----------------------------------------------------------------------------------------------------
 
-    def _is_due(self, every: int) -> bool:
-        return every > 0 and self._step % every == 0
+    def _try_longest_batch(self) -> None:
+        """Let a run that will not fit fail now. On a resumed run too: it may be on another machine."""
+        if self._step == self._total_steps:
+            return
+        lengths = [len(row.ids) for row in self._rows]
+        step = longest_step(self._plan, lengths, first=self._step, total_steps=self._total_steps)
+        batch = self._batch_of(step)
+        rows, width = batch.input_ids.shape
+        training = self._training
+        training.model.train()
+        phase = f"when the longest batch was tried (step {step + 1}: {rows} rows of {width} tokens)"
+        with out_of_memory_named(phase, training.meter.broken_off):
+            try_batch(batch, training.loss_of, training.optimizer, training.meter, keeps_graph=training.keeps_graph)
+        self._stop.raise_if_requested()
 
-    def _train_step(self) -> None:
+    def _batch_of(self, step: int) -> Batch:
+        rows = [self._rows[place] for place in self._plan.rows_of(step)]
+        return collate(rows, pad_token_id=self._tokenizer.pad_token_id).to(self._device)
+
+    def _advance(self) -> None:
+        """One step further: with an update, without one, or after a rollback from further back."""
+        step = self._step
+        if self._failures.passes_over(step):
+            self._step += 1
+            self._journal.write(Skipped(step=self._step, what="window", loss_scale=self._training.optimizer.loss_scale))
+            return
+        outcome = self._train_step()
+        self._failures, verdict = failure_policy.judge(self._failures, outcome, step=step)
+        if verdict is Verdict.GO_ON:
+            return
+        if verdict is Verdict.GIVE_UP:
+            raise DivergedError(
+                f"loss or gradient are not finite at step {self._step}, and were not before the run went back to "
+                "earlier weights once: a lower learning_rate, or clipping by norm, may help"
+            )
+        self._roll_back(first=self._failures.first_in_row, last=step, is_culprit_known=outcome.is_spoilt)
+
+    def _train_step(self) -> Outcome:
         start = time.perf_counter()
-        config, step = self._config, self._step
-        rate = config.optimizer.learning_rate * scale_at(
-            config.schedule.name, step=step, total_steps=self._total_steps, warmup=self._warmup
-        )
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(mix(config.seed, step, _DROPOUT))
-        with out_of_memory_named(f"in step {step + 1}", lambda: self._meter.last):
-            self._meter.begin_step()
-            rows = [self._rows[place] for place in self._plan.rows_of(step)]
-            batch = collate(rows, pad_token_id=self._tokenizer.pad_token_id).to(self._device)
-            result = self._executor.run([batch])
-            memory = self._meter.end_step()
+        step, optimizer, meter = self._step, self._training.optimizer, self._training.meter
+        rate = self._set_rates(step)
+        torch.manual_seed(mix(self._config.seed, step, _DROPOUT))
+        scale = optimizer.loss_scale
+        with out_of_memory_named(f"in step {step + 1}", meter.broken_off):
+            meter.begin_step()
+            batch = self._batch_of(step)
+            result = self._training.executor.run([batch])
+            memory = meter.end_step()
         self._step += 1
         self._num_trained_tokens += batch.num_trained
-        grad_norm = self._optimizer.last_grad_norm
         seconds = time.perf_counter() - start
         self._last_loss = result.loss
         self._journal.write(
@@ -242,65 +229,111 @@ class Trainer:
                 loss=result.loss,
                 mean_token_accuracy=result.num_correct / batch.num_trained,
                 learning_rate=rate,
-                grad_norm=grad_norm,
+                grad_norm=optimizer.last_grad_norm,
                 num_tokens=batch.num_tokens,
                 num_trained_tokens=self._num_trained_tokens,
                 step_s=seconds,
                 tokens_per_s=batch.num_tokens / seconds,
                 memory=memory,
+                rows_hash=_rows_hash(self._plan.rows_of(step)),
             )
         )
-        self._check_finite(result, grad_norm)
+        return self._outcome(result, scale_before=scale)
 
-    def _check_finite(self, result: StepResult, grad_norm: float | None) -> None:
-        """Say that a step was skipped; end the run where that does not help.
+    def _set_rates(self, step: int) -> float:
+        """Set every group's learning rate for the step; returns the run's."""
+        config = self._config
+        rate = config.optimizer.peak_learning_rate * scale_at(
+            config.schedule.name, step=step, total_steps=self._total_steps, warmup=self._warmup
+        )
+        for group in self._training.optimizer.param_groups:
+            group["lr"] = rate * group["learning_rate_scale"]
+        return rate
 
-        Raises:
-            DivergedError: more than five steps in a row were skipped, or weights have taken a gradient that is not
-            finite.
-        """
-        cure = "a lower learning_rate, or clipping by norm, may help"
+    def _outcome(self, result: StepResult, *, scale_before: float | None) -> Outcome:
+        """What a step has done to the weights; a skipped one is reported."""
+        optimizer = self._training.optimizer
         if result.is_applied:
-            self._num_skipped = 0
-            if grad_norm is not None and not math.isfinite(grad_norm):
-                raise DivergedError(f"the gradient of step {self._step} is not finite: {cure}")
-            return
-        self._num_skipped += 1
-        if self._num_skipped > _MAX_SKIPPED_IN_A_ROW:
-            raise DivergedError(f"loss or gradient stayed non-finite until step {self._step}: {cure}")
-        what = "loss" if not math.isfinite(result.loss) else "gradient"
-        self._journal.say("warn", f"step {self._step} was skipped: its {what} is not finite")
+            norm = optimizer.last_grad_norm
+            return Outcome(is_applied=True, is_spoilt=norm is not None and not math.isfinite(norm))
+        is_overflow = math.isfinite(result.loss) and scale_before is not None and scale_before > 1
+        what: Literal["loss", "gradient", "overflow"] = "gradient" if math.isfinite(result.loss) else "loss"
+        self._journal.write(
+            Skipped(step=self._step, what="overflow" if is_overflow else what, loss_scale=optimizer.loss_scale)
+        )
+        return Outcome(is_applied=False, is_overflow=is_overflow)
 
-    def _evaluate(self) -> None:
-        if self._evaluator is None:
-            return
-        with out_of_memory_named("in evaluation", lambda: self._meter.last):
-            found = self._evaluator.run(self._model, step=self._step, check=self._stop.raise_if_requested)
-        self._last_evaluation = found
-        self._journal.write(found)
+    def _roll_back(self, *, first: int, last: int, is_culprit_known: bool) -> None:
+        """Go back to the last weights from before step `first` (0-based); steps up to `last` will be passed over."""
+        if not is_culprit_known and not weights_are_finite(self._training.model):
+            # No clip mode with a norm: the step before the first bad loss has spoilt the weights unseen.
+            first = max(0, first - 1)
+        progress = self._evaluations.progress
+        name = self._load_from_before(first)
+        self._failures = failure_policy.after_rollback(first=first, last=last)
+        # The evaluations on the way here have happened, and a model of theirs may still be the best.
+        self._evaluations.progress, self._evaluations.done_step = progress, self._step
+        drop_abandoned(self._checkpoint_dir, step=self._step)
+        self._journal.write(
+            RolledBack(step=self._step, first_skipped=first + 1, last_skipped=last + 1, checkpoint=name), durable=True
+        )
+
+    def _load_from_before(self, first: int) -> str | None:
+        """Load the newest valid weights of at most `first` steps; returns the checkpoint's name, None for the base
+        model."""
+        config = self._config
+        paths = [*checkpoints.checkpoint_folders(self._checkpoint_dir), *map(Path, config.resume_from)]
+        for found in earlier_checkpoints(
+            paths,
+            first=first,
+            every=config.checkpoint_every_steps,
+            run_sha256=self._run_sha256,
+            journal=self._journal,
+        ):
+            self._reload(found)
+            if weights_are_finite(self._training.model):
+                return found[0].name
+            self._journal.say("warn", f"checkpoint {found[0].name} is not used: its weights are not finite")
+        self._reload(None)
+        return None
+
+    def _reload(self, found: tuple[Path, checkpoints.TrainerState] | None) -> None:
+        """Load other weights; the old ones must be gone first, or both would be in memory."""
+        del self._training
+        # Hooks and optimizer hold each other.
+        gc.collect()
+        self._load(found)
 
     # -- close ----------------------------------------------------------------------------------------------------
 
+    def _is_checkpoint_due(self) -> bool:
+        """Regularly, but not after a bad step: what comes of it is not known yet."""
+        every = self._config.checkpoint_every_steps
+        is_time = every > 0 and self._step > 0 and self._step % every == 0
+        return is_time and self._saved_step != self._step and not self._failures.is_in_doubt
+
     def _save_checkpoint(self) -> None:
+        optimizer = self._training.optimizer
         state = checkpoints.TrainerState(
             step=self._step,
             run_sha256=self._run_sha256,
             num_trained_tokens=self._num_trained_tokens,
-            optimizer_step=self._optimizer.num_steps,
-            optimizer_seed=self._config.seed,
+            evaluated_step=self._evaluations.done_step,
+            optimizer=checkpoints.small_state(optimizer),
+            failures=self._failures,
+            progress=self._evaluations.progress,
             versions={module.__name__: module.__version__ for module in (torch, transformers, safetensors, numpy)},
         )
         saved = checkpoints.save_checkpoint(
             self._checkpoint_dir / f"step-{self._step}",
-            model=self._model,
+            model=self._training.model,
             tokenizer=self._tokenizer,
-            optimizer=self._optimizer,
+            optimizer=optimizer,
             state=state,
         )
         self._saved_step = self._step
         checkpoints.prune_checkpoints(self._checkpoint_dir, keep=self._config.keep_checkpoints)
-        evaluation = self._last_evaluation
-        is_fresh = evaluation is not None and evaluation.step == self._step
+        self._evaluations.prune()
         self._journal.write(
             Checkpoint(
                 step=self._step,
@@ -308,7 +341,8 @@ class Trainer:
                 manifest_sha256=saved.manifest_sha256,
                 num_bytes=saved.num_bytes,
                 train_loss=self._last_loss,
-                valid_loss=evaluation.valid_loss if is_fresh and evaluation is not None else None,
+                valid_loss=self._evaluations.valid_loss_at(self._step),
+                best_step=self._evaluations.kept_best_step,
             ),
             durable=True,
         )
@@ -321,40 +355,27 @@ class Trainer:
         return InterruptedRunError(f"the run was asked to stop: {where}")
 
     def _finish(self) -> None:
+        if self._step < self._total_steps:
+            num = self._evaluations.progress.num_since_best
+            self._journal.say("info", f"stopped early at step {self._step}: {num} evaluations brought nothing better")
         path = Path(self._config.run_dir) / "model"
-        checkpoints.save_final_model(path, model=self._model, tokenizer=self._tokenizer, step=self._step)
+        best_path = self._evaluations.kept_best_path
+        model_step, sha256 = self._evaluations.write_final_model(path, self._training, step=self._step)
         self._journal.write(
             Finished(
                 step=self._step,
                 model_path=str(path),
-                weights_sha256=weights_sha256(self._model),
+                weights_sha256=sha256,
                 num_trained_tokens=self._num_trained_tokens,
-                peak_bytes=self._meter.run_peak_bytes,
+                peak_bytes=self._training.meter.run_peak_bytes,
                 seconds=time.monotonic() - self._start,
+                model_step=model_step,
+                best_step=self._evaluations.kept_best_step,
+                best_model_path=None if best_path is None else str(best_path),
             ),
             durable=True,
         )
 
 
-def build_optimizer(config: OptimizerConfig, model: torch.nn.Module, *, seed: int) -> FusedOptimizer:
-    """The optimizer of a run over all parameters of a model."""
-    cls = {"lomo": Lomo, "adalomo": AdaLomo}[config.name]
-    return cls(
-        model.parameters(),
-        config.learning_rate,
-        weight_decay=config.weight_decay,
-        max_grad_norm=None if config.clip.mode == "none" else config.clip.threshold,
-        clip_mode=config.clip.mode,
-        rounding=config.rounding,
-        seed=seed,
-    )
-
-
-def run_sha256(config: TrainConfig) -> str:
-    """Hash of everything that decides a run's numbers; only checkpoints with the same one are gone on from."""
-    deciding: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in _NOT_OF_THE_RUN}
-    deciding["max_seq_length"] = config.data.max_seq_length
-    deciding["train_on"] = config.data.train_on
-    deciding["train_sha256"] = checkpoints.sha256_of_file(Path(config.data.train_path))
-    deciding["model_sha256"] = checkpoints.sha256_of_file(Path(config.model_path) / "config.json")
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+def _rows_hash(places: list[int]) -> str:
+    return hashlib.sha256(json.dumps(places).encode()).hexdigest()[:16]

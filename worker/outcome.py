@@ -65,7 +65,6 @@ _TEXTS = {
     "invalid_hyperparameters": "The engine refused the run's parameters",
     "invalid_model": "The engine cannot use the base model",
     "invalid_training_file": "The engine cannot use the training data",
-    "invalid_checkpoint": "No checkpoint to go on from is valid",
     "out_of_memory": (
         "The device has too little memory for this run. Use a smaller batch_size or max_seq_length, or turn "
         "activation_checkpointing on"

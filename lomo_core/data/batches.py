@@ -81,8 +81,7 @@ class BatchPlan:
 
 def collate(rows: list[EncodedRow], *, pad_token_id: int) -> Batch:
     """Pad rows on the left to the longest, rounded up; what is padding follows from lengths, never from token ids."""
-    longest = max(len(row.ids) for row in rows)
-    width = -(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
+    width = batch_width(max(len(row.ids) for row in rows))
     input_ids = torch.full((len(rows), width), pad_token_id, dtype=torch.int64)
     attention_mask = torch.zeros((len(rows), width), dtype=torch.int64)
     labels = torch.full((len(rows), width), IGNORE, dtype=torch.int64)
@@ -100,6 +99,11 @@ def collate(rows: list[EncodedRow], *, pad_token_id: int) -> Batch:
         num_tokens=sum(len(row.ids) for row in rows),
         num_trained=sum(row.num_trained for row in rows),
     )
+
+
+def batch_width(longest: int) -> int:
+    """Columns of a batch whose longest row has so many tokens."""
+    return -(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
 
 
 def positions(attention_mask: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 from lomo_core.data.batches import Batch
 from lomo_core.head import batch_loss
 from lomo_core.memory.meter import Meter
-from lomo_core.optim.fused import FusedOptimizer
+from lomo_core.optim.protocol import RunOptimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class StepResult:
 class PlainExecutor:
     """Runs a step on the whole model at once."""
 
-    def __init__(self, model: Any, optimizer: FusedOptimizer, meter: Meter) -> None:
+    def __init__(self, model: Any, optimizer: RunOptimizer, meter: Meter) -> None:
         self._model = model
         self._optimizer = optimizer
         self._meter = meter

@@ -25,7 +25,8 @@ from torch import nn
 
 from lomo_core.events import MemoryBytes
 from lomo_core.model import parameter_bytes
-from lomo_core.optim.fused import FusedOptimizer, state_bytes
+from lomo_core.optim.fused import state_bytes
+from lomo_core.optim.protocol import RunOptimizer
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -51,7 +52,7 @@ class _MallInfo2(ctypes.Structure):
 class Meter:
     """Call `begin_step`, `forward_done`, `end_step` in this order."""
 
-    def __init__(self, model: nn.Module, optimizer: FusedOptimizer, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, optimizer: RunOptimizer, device: torch.device) -> None:
         self._optimizer = optimizer
         self._device = device
         self._parameters_bytes = parameter_bytes(model)
@@ -74,6 +75,12 @@ class Meter:
     def forward_done(self) -> None:
         """Note what the forward pass has left alive."""
         self._activations_bytes = max(0, self._live() - self._start_bytes)
+
+    def broken_off(self) -> MemoryBytes:
+        """The memory of a step that has failed, as far as it came; call it while its tensors are still alive."""
+        if not self._activations_bytes:
+            self.forward_done()
+        return self.end_step()
 
     def end_step(self) -> MemoryBytes:
         """The step's memory."""

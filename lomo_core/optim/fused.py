@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lomo_core.optim.clip import ClipMode, Clipping, GlobalNorm, clip_coefficient, tensor_norm
+from lomo_core.optim.protocol import RunOptimizer
 from lomo_core.optim.rounding import BLOCK, Rounding, Workspace, Writer, check_rounding
 
 _CLIP_MODES = ("norm", "value", "group", "none")
@@ -297,7 +298,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._updated_in = [-1] * len(params)
 
 
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+def state_bytes(optimizer: RunOptimizer) -> int:
     """Bytes of all moments that an optimizer holds."""
     moments: Iterable[Tensor] = (
         value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)

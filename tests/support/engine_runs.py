@@ -42,6 +42,19 @@ def run_here(config: TrainConfig, *, stop: StopRequest | None = None) -> list[Ev
     return read_events(config.run_dir)
 
 
+class StopWhen(StopRequest):
+    """Asks to stop as soon as a condition holds."""
+
+    def __init__(self, condition: Callable[[], object]) -> None:
+        super().__init__()
+        self._condition = condition
+
+    def raise_if_requested(self) -> None:
+        """As the real one, after a look at the condition."""
+        self.is_requested = self.is_requested or bool(self._condition())
+        super().raise_if_requested()
+
+
 def write_run(config: TrainConfig) -> Path:
     """Write the specification where the engine process reads it."""
     path = Path(config.run_dir).with_suffix(".json")

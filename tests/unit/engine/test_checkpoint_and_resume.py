@@ -18,9 +18,9 @@ from lomo_core import checkpoint as checkpoints
 from lomo_core.config import ClipConfig, OptimizerConfig, TrainConfig
 from lomo_core.errors import CheckpointError, DiskFullError, InterruptedRunError
 from lomo_core.events import Checkpoint, Evaluation, Failed, Finished, Message, Started, Step
+from lomo_core.run_identity import run_sha256
 from lomo_core.stop import StopRequest
-from lomo_core.trainer import run_sha256
-from tests.support.engine_runs import MakeConfig, Start, events_of, rewrite_json, run_here, write_run
+from tests.support.engine_runs import MakeConfig, Start, StopWhen, events_of, rewrite_json, run_here, write_run
 
 WaitUntil = Callable[[Callable[[], object], float, str], object]
 
@@ -56,19 +56,6 @@ def finished(config: TrainConfig) -> Finished:
 
 def warnings_of(config: TrainConfig) -> list[str]:
     return [event.message for event in events_of(config.run_dir, Message) if event.level == "warn"]
-
-
-class StopAfter(StopRequest):
-    """Asks to stop at the n-th look."""
-
-    def __init__(self, looks: int) -> None:
-        super().__init__()
-        self.looks = looks
-
-    def raise_if_requested(self) -> None:
-        self.looks -= 1
-        self.is_requested = self.looks <= 0
-        super().raise_if_requested()
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -221,9 +208,8 @@ def test_a_stop_between_steps_writes_a_checkpoint(make_config: MakeConfig) -> No
     run_here(straight)
     assert not (Path(straight.run_dir) / "checkpoints").exists()
     stopped = make_config(run="stopped", checkpoint_every_steps=0, validation="valid.jsonl")
-    # Looks: three while building, one per evaluation batch and per step.
     with pytest.raises(InterruptedRunError, match="its checkpoint is at step 3"):
-        run_here(stopped, stop=StopAfter(8))
+        run_here(stopped, stop=StopWhen(lambda: len(events_of(stopped.run_dir, Step)) == 3))
     resumed = make_config(run="resumed", checkpoint_every_steps=0, resume_from=checkpoint_paths(stopped, 3))
     run_here(resumed)
     assert finished(resumed).weights_sha256 == finished(straight).weights_sha256
@@ -232,7 +218,7 @@ def test_a_stop_between_steps_writes_a_checkpoint(make_config: MakeConfig) -> No
 def test_a_stop_while_loading_has_no_checkpoint(make_config: MakeConfig) -> None:
     config = make_config()
     with pytest.raises(InterruptedRunError):
-        run_here(config, stop=StopAfter(1))
+        run_here(config, stop=StopWhen(lambda: True))
     assert not events_of(config.run_dir, Started)
 
 

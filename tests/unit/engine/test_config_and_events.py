@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lomo_core.config import ClipConfig, DataConfig, OptimizerConfig, TrainConfig
+from lomo_core.config import ClipConfig, DataConfig, OptimizerConfig, ParamGroupConfig, TrainConfig
 from lomo_core.errors import EXIT_CODES, ConfigError, EngineError
 from lomo_core.events import EVENT_TYPES, JournalLine, MemoryBytes, Message, Step, decode_line, encode_line
 from lomo_core.journal import Journal
@@ -42,7 +42,13 @@ def test_a_configuration_survives_the_wire() -> None:
         run_dir="/r",
         model_path="/m",
         data=DataConfig(train_path="/t", validation_path="/v", max_seq_length=99),
-        optimizer=OptimizerConfig(name="adalomo", clip=ClipConfig(mode="value", threshold=0.5)),
+        optimizer=OptimizerConfig(
+            name="adalomo",
+            clip=ClipConfig(mode="value", threshold=0.5),
+            param_groups=(ParamGroupConfig(pattern="norm", weight_decay=0.0),),
+            frozen=("embed",),
+        ),
+        sample_prompts=("hello",),
         max_steps=7,
         resume_from=("/a", "/b"),
     )
@@ -59,7 +65,24 @@ def test_a_configuration_survives_the_wire() -> None:
         ({"n_epochs": 0}, "n_epochs"),
         ({"n_epochs": True}, "n_epochs"),
         ({"batch_size": "4"}, "batch_size"),
-        ({"precision": "fp16"}, "precision"),
+        ({"precision": "fp8"}, "precision"),
+        ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps"),
+        ({"optimizer": {"clip": {"mode": "value", "exact": "spill_file"}}}, "exact"),
+        ({"optimizer": {"name": "adamw", "rounding": "stochastic"}}, "rounding"),
+        ({"optimizer": {"rounding": "up"}}, "rounding"),
+        ({"optimizer": {"name": "sgd", "clip": {"mode": "delayed"}}}, "clip"),
+        ({"optimizer": {"name": "sgd"}, "precision": "fp16"}, "precision"),
+        ({"optimizer": {"learning_rate": -0.1}}, "learning_rate"),
+        ({"optimizer": {"frozen": ["("]}}, "frozen"),
+        ({"optimizer": {"param_groups": [{"pattern": ""}]}}, "pattern"),
+        ({"optimizer": {"param_groups": [{"pattern": "a", "learning_rate_scale": -1}]}}, "learning_rate_scale"),
+        ({"optimizer": {"param_groups": [{"pattern": "a", "weight_decay": -1}]}}, "weight_decay"),
+        ({"optimizer": {"param_groups": [{}]}}, "optimizer.param_groups.pattern"),
+        ({"early_stopping_patience": 0}, "early_stopping_patience"),
+        ({"early_stopping_patience": 2}, "early_stopping_patience"),
+        ({"early_stopping_patience": 2, "eval_every_steps": 5}, "early_stopping_patience"),
+        ({"keep_best": True}, "keep_best"),
+        ({"final_model": "best"}, "final_model"),
         ({"optimizer": {"learning_rate": 0}}, "learning_rate"),
         ({"optimizer": {"clip": {"mode": "bad"}}}, "mode"),
         ({"schedule": {"warmup_ratio": 1}}, "warmup_ratio"),
@@ -69,6 +92,34 @@ def test_a_bad_configuration_names_its_field(changes: dict[str, Any], param: str
     with pytest.raises(ConfigError) as caught:
         TrainConfig.from_json(json.dumps({**MINIMAL, **changes}))
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("gradient_accumulation_steps", "a fused update leaves no gradient to add to"),
+        ("use_reentrant", "never reentrant, which would update a shared weight"),
+        ("trust_remote_code", "code of a model folder is never run"),
+    ],
+)
+def test_what_other_trainers_have_is_refused_with_the_reason(key: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        TrainConfig.from_json(json.dumps({**MINIMAL, key: True}))
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "rounding"),
+    [
+        ("lomo", 0.01, "stochastic"),
+        ("adalomo", 5e-4, "stochastic"),
+        ("sgd", 0.01, "nearest"),
+        ("adamw", 2e-5, "nearest"),
+    ],
+)
+def test_defaults_follow_the_rule(name: Any, rate: float, rounding: str) -> None:
+    config = OptimizerConfig(name=name)
+    assert (config.peak_learning_rate, config.weight_rounding) == (rate, rounding)
+    assert OptimizerConfig(name=name, learning_rate=0.3, rounding="nearest").peak_learning_rate == 0.3
 
 
 def test_text_that_is_not_json() -> None:
@@ -121,4 +172,4 @@ def test_a_journal_of_one_torn_line_is_emptied(tmp_path: Path) -> None:
 def test_codes_are_one_to_one() -> None:
     assert len({error.code for error in EXIT_CODES.values()}) == len(EXIT_CODES)
     assert EXIT_CODES[1] is EngineError
-    assert len(EVENT_TYPES) == 7
+    assert len(EVENT_TYPES) == 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lomo_core import evaluate
 from lomo_core.data.formats import ChoiceRow, read_rows
 from lomo_core.data.template import ChatEncoder
 from lomo_core.evaluate import Evaluator, group_by_tokens
+from lomo_core.head import batch_loss
 from lomo_core.model import load_model, load_tokenizer
 from tests.support.tiny_model import VOCAB_SIZE, chat_rows, choice_rows, write_jsonl
 
@@ -71,7 +73,7 @@ def test_scores_are_the_mean_log_likelihood(
     expected = naive_scores(model, tokenizer, mixed_choices)
     for found, wanted in zip(evaluator.choice_scores(model, nothing), expected, strict=True):
         assert found == pytest.approx(wanted, abs=1e-4)
-    result = evaluator.run(model, step=3, check=nothing)
+    result = evaluator.run(model, partial(batch_loss, model), step=3, check=nothing)
     answers = [row.answer for row in read_rows(mixed_choices) if isinstance(row, ChoiceRow)]
     right = sum(row.index(max(row)) == answer for row, answer in zip(expected, answers, strict=True))
     assert result.choice_accuracy == right / 9
@@ -111,7 +113,7 @@ def test_chat_rows_give_loss_and_token_accuracy(model: Any, tokenizer: Any, tmp_
         num_right += int((logits[where].argmax(-1) == ids[1:][where]).sum())
         num_tokens += int(where.sum())
     model.train()
-    result = evaluator.run(model, step=0, check=nothing)
+    result = evaluator.run(model, partial(batch_loss, model), step=0, check=nothing)
     assert model.training
     model.eval()
     assert result.valid_loss == pytest.approx(total / num_tokens, abs=1e-5)
@@ -135,7 +137,7 @@ def test_evaluation_can_be_ended(model: Any, tokenizer: Any, mixed_choices: Path
     model.train()
     evaluator = Evaluator(mixed_choices, tokenizer, max_seq_length=512, train_on="assistant")
     with pytest.raises(KeyError):
-        evaluator.run(model, step=0, check=end)
+        evaluator.run(model, partial(batch_loss, model), step=0, check=end)
     assert model.training
     model.eval()
 
