@@ -1,0 +1,65 @@
+"""The longest batch is tried first, leaves no trace, and ends a run that does not fit before its first step."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lomo_core.config import ClipConfig, DataConfig, OptimizerConfig
+from lomo_core.data.batches import BatchPlan, batch_width
+from lomo_core.errors import OutOfMemoryError
+from lomo_core.events import Finished, Started, Step
+from lomo_core.probe import longest_step
+from lomo_core.trainer import Trainer
+from tests.support.engine_runs import MakeConfig, events_of, rewrite_json, run_here
+from tests.support.faults import memory_for
+from tests.support.tiny_model import chat, chat_rows, make_tiny_model, write_jsonl
+
+
+def test_the_longest_batch_of_all_epochs_is_found() -> None:
+    lengths = [(7 * place) % 61 + 1 for place in range(50)]
+    plan = BatchPlan(lengths, batch_size=4, seed=3)
+    cells = [len(rows) * batch_width(max(lengths[row] for row in rows)) for rows in map(plan.rows_of, range(3 * 13))]
+    assert cells[longest_step(plan, lengths, first=0, total_steps=39)] == max(cells)
+    assert cells[longest_step(plan, lengths, first=20, total_steps=30)] == max(cells[20:30])
+
+
+@pytest.mark.parametrize("name", ["lomo", "adalomo", "sgd", "adamw"])
+@pytest.mark.parametrize("mode", ["norm", "group"])
+def test_a_probe_changes_no_bit(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: Any, mode: Any
+) -> None:
+    """With dropout, so that a generator that has moved on would show."""
+    model = make_tiny_model(tmp_path / "dropout")
+    rewrite_json(model / "config.json", attention_dropout=0.3)
+    rule = OptimizerConfig(name=name, learning_rate=0.001, clip=ClipConfig(mode=mode))
+    base = dataclasses.replace(
+        make_config(optimizer=rule, precision="bf16", max_steps=4, checkpoint_every_steps=0), model_path=str(model)
+    )
+    found = {}
+    for is_tried in (True, False):
+        if not is_tried:
+            monkeypatch.setattr(Trainer, "_try_longest_batch", lambda _: None)
+        config = dataclasses.replace(base, run_dir=str(tmp_path / f"run-{is_tried}"))
+        run_here(config)
+        steps = [(event.loss, event.grad_norm, event.rows_hash) for event in events_of(config.run_dir, Step)]
+        found[is_tried] = (steps, events_of(config.run_dir, Finished)[0].weights_sha256)
+    assert found[True] == found[False]
+
+
+def test_a_run_that_does_not_fit_ends_before_its_first_step(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(batch_size=1, data=DataConfig(train_path=str(tmp_path / "train.jsonl")))
+    write_jsonl(tmp_path / "train.jsonl", [*chat_rows(11), chat("word " * 100, "x")])
+    with memory_for(200) as tried, pytest.raises(OutOfMemoryError) as caught:
+        run_here(config)
+    assert len(tried) == 1
+    assert events_of(config.run_dir, Started) and not events_of(config.run_dir, Step)
+    assert "the longest batch was tried" in caught.value.message
+    for name in ("parameters", "gradients", "optimizer", "activations", "peak"):
+        assert f"{name} " in caught.value.message
+    with memory_for(10_000) as tried:
+        run_here(dataclasses.replace(config, max_steps=2, run_dir=str(tmp_path / "fits")))
+    assert max(tried) == tried[0]
