@@ -33,7 +33,7 @@ class StopRequest:
             InterruptedRunError: a stop was asked for.
         """
         if self.is_requested:
-            raise InterruptedRunError("the run was asked to stop")
+            raise InterruptedRunError("the run was asked to stop while it was loading")
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:

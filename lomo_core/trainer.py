@@ -94,11 +94,11 @@ class Trainer:
         if warning := preflight.rate_warning(config.optimizer):
             self._journal.say("warn", warning)
         self._journal.say("info", "reading the data")
-        self._tokenizer = load_tokenizer(config.model_path)
-        self._rows = self._encode_training_rows()
-        self._evaluations = Evaluations(config, self._tokenizer, self._journal, self._stop)
+        with self._stop.interrupting():
+            self._tokenizer = load_tokenizer(config.model_path)
+            self._rows = self._encode_training_rows()
+            self._evaluations = Evaluations(config, self._tokenizer, self._journal, self._stop)
         preflight.check_lengths_and_ids(self._rows, self._evaluations, architecture)
-        self._stop.raise_if_requested()
         self._plan = BatchPlan([len(row.ids) for row in self._rows], batch_size=config.batch_size, seed=config.seed)
         self._total_steps = config.n_epochs * self._plan.batches_per_epoch
         if config.max_steps is not None:
@@ -177,10 +177,11 @@ class Trainer:
         step = longest_step(self._plan, lengths, first=self._step, total_steps=self._total_steps)
         batch = self._batch_of(step)
         rows, width = batch.input_ids.shape
+        what = f"the longest batch (step {step + 1}: {rows} rows of {width} tokens)"
+        self._journal.say("info", f"trying {what}")
         training = self._training
         training.model.train()
-        phase = f"when the longest batch was tried (step {step + 1}: {rows} rows of {width} tokens)"
-        with out_of_memory_named(phase, training.meter.broken_off):
+        with out_of_memory_named(f"on {what}", training.meter.broken_off):
             try_batch(batch, training.loss_of, training.optimizer, training.meter, keeps_graph=training.keeps_graph)
         self._stop.raise_if_requested()
 

@@ -9,35 +9,30 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lomo_core import checkpoint as checkpoints
-from lomo_core.config import ClipConfig, OptimizerConfig, TrainConfig
+from lomo_core.config import ClipConfig, OptimizerConfig, OptimizerName, TrainConfig
 from lomo_core.errors import CheckpointError, DiskFullError, InterruptedRunError
-from lomo_core.events import Checkpoint, Evaluation, Failed, Finished, Message, Started, Step
+from lomo_core.events import Checkpoint, Evaluation, Finished, Message, Started, Step
 from lomo_core.run_identity import run_sha256
 from lomo_core.stop import StopRequest
 from tests.support.engine_runs import MakeConfig, Start, StopWhen, events_of, rewrite_json, run_here, write_run
 
 WaitUntil = Callable[[Callable[[], object], float, str], object]
 
-RULES = {
-    "lomo fp32 norm": {"optimizer": OptimizerConfig(learning_rate=0.05), "precision": "fp32"},
-    "lomo bf16 stochastic": {
-        "optimizer": OptimizerConfig(learning_rate=0.05, clip=ClipConfig(mode="group")),
-        "precision": "bf16",
-    },
-    "adalomo fp32": {
-        "optimizer": OptimizerConfig(name="adalomo", learning_rate=0.01, clip=ClipConfig(mode="none")),
-        "precision": "fp32",
-    },
-    "adalomo bf16 stochastic": {
-        "optimizer": OptimizerConfig(name="adalomo", learning_rate=0.01, clip=ClipConfig(mode="norm")),
-        "precision": "bf16",
-    },
+RATES: dict[OptimizerName, float] = {"lomo": 0.05, "adalomo": 0.01, "sgd": 0.05, "adamw": 0.001}
+RULES: dict[str, dict[str, Any]] = {
+    f"{name} {precision} {mode}": {
+        "optimizer": OptimizerConfig(name=name, learning_rate=rate, clip=ClipConfig(mode=mode)),
+        "precision": precision,
+    }
+    for name, rate in RATES.items()
+    for precision, mode in (("fp32", "norm"), ("bf16", "group"))
 }
 
 
@@ -47,6 +42,10 @@ def checkpoint_paths(config: TrainConfig, *steps: int) -> tuple[str, ...]:
 
 def losses(config: TrainConfig) -> dict[int, float]:
     return {event.step: event.loss for event in events_of(config.run_dir, Step)}
+
+
+def batches_and_losses(config: TrainConfig) -> list[tuple[int, str | None, float, float | None]]:
+    return [(event.step, event.rows_hash, event.loss, event.grad_norm) for event in events_of(config.run_dir, Step)]
 
 
 def finished(config: TrainConfig) -> Finished:
@@ -60,14 +59,16 @@ def warnings_of(config: TrainConfig) -> list[str]:
 
 @pytest.mark.parametrize("name", RULES)
 def test_resuming_is_bit_identical(make_config: MakeConfig, name: str) -> None:
-    straight = make_config(run="straight", keep_checkpoints=10, **RULES[name])
+    """From the first step, from one inside of an epoch, and from the last one."""
+    straight = make_config(run="straight", keep_checkpoints=10, checkpoint_every_steps=1, **RULES[name])
     run_here(straight)
-    resumed = make_config(run="resumed", resume_from=checkpoint_paths(straight, 4), **RULES[name])
-    run_here(resumed)
-    assert events_of(resumed.run_dir, Started)[0].step == 4
-    assert losses(resumed) == {step: loss for step, loss in losses(straight).items() if step > 4}
-    assert finished(resumed).weights_sha256 == finished(straight).weights_sha256
-    assert finished(resumed).num_trained_tokens == finished(straight).num_trained_tokens
+    for step in (1, 5, 8):
+        resumed = make_config(run=f"from-{step}", resume_from=checkpoint_paths(straight, step), **RULES[name])
+        run_here(resumed)
+        assert events_of(resumed.run_dir, Started)[0].step == step
+        assert batches_and_losses(resumed) == batches_and_losses(straight)[step:]
+        assert finished(resumed).weights_sha256 == finished(straight).weights_sha256
+        assert finished(resumed).num_trained_tokens == finished(straight).num_trained_tokens
 
 
 def test_two_runs_of_another_seed_differ(make_config: MakeConfig) -> None:
@@ -149,6 +150,19 @@ def test_a_damaged_checkpoint_is_reported_and_the_next_older_taken(make_config: 
     assert any("step-8 is not used: model.safetensors is damaged" in text for text in warnings_of(resumed))
     assert events_of(resumed.run_dir, Started)[0].step == 6
     assert finished(resumed).weights_sha256 == finished(straight).weights_sha256
+
+
+def test_only_valid_checkpoints_count_as_kept(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(checkpoint_every_steps=1, keep_checkpoints=9, max_steps=5)
+    run_here(config)
+    parent = Path(config.run_dir) / "checkpoints"
+    cut(parent / "step-4")
+    (parent / "step-3" / "MANIFEST.json").unlink()
+    checkpoints.prune_checkpoints(parent, keep=2)
+    assert [path.name for path in checkpoints.checkpoint_folders(parent)] == ["step-2", "step-5"]
+    cut(parent / "step-5")
+    checkpoints.prune_checkpoints(parent, keep=1)
+    assert [path.name for path in checkpoints.checkpoint_folders(parent)] == ["step-2"]
 
 
 def test_checkpoints_of_another_run_are_not_used(make_config: MakeConfig) -> None:
@@ -240,39 +254,26 @@ def test_evaluations_come_before_between_and_after(make_config: MakeConfig) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "num_steps"), [("lomo fp32 norm", 11), ("adamw bf16 group", 37)])
 def test_a_killed_run_goes_on_bit_identically(
-    make_config: MakeConfig, start_engine: Start, wait_until: WaitUntil
+    make_config: MakeConfig, start_engine: Start, wait_until: WaitUntil, name: str, num_steps: int
 ) -> None:
-    fields = {"n_epochs": 30, "checkpoint_every_steps": 10, "precision": "bf16"}
+    """Killed at whatever it does once it has done so many of its 120 steps."""
+    fields = {**RULES[name], "n_epochs": 30, "checkpoint_every_steps": 10}
     straight, killed = make_config(run="straight", **fields), make_config(run="killed", **fields)
     run_here(straight)
     process = start_engine("train", write_run(killed))
-    wait_until(lambda: len(events_of(killed.run_dir, Checkpoint)) >= 2, 120, "the second checkpoint")
+    wait_until(lambda: len(events_of(killed.run_dir, Step)) >= num_steps, 120, f"step {num_steps}")
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not events_of(killed.run_dir, Finished)
     newest = [str(path) for path in reversed(checkpoints.checkpoint_folders(Path(killed.run_dir) / "checkpoints"))]
-    resumed = dataclasses.replace(killed, resume_from=tuple(newest))
-    second = start_engine("train", write_run(resumed))
-    assert second.wait() == 0
-    assert finished(resumed).weights_sha256 == finished(straight).weights_sha256
-    # Lines of both attempts: the later one counts, and every step has the loss of the uninterrupted run.
-    assert losses(resumed) == losses(straight)
-
-
-@pytest.mark.slow
-def test_sigterm_writes_a_checkpoint_and_a_second_one_ends_at_once(
-    make_config: MakeConfig, start_engine: Start, wait_until: WaitUntil
-) -> None:
-    config = make_config(n_epochs=100_000, checkpoint_every_steps=0)
-    process = start_engine("train", write_run(config))
-    wait_until(lambda: events_of(config.run_dir, Step), 120, "the first step")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == InterruptedRunError.exit_code
-    (saved,) = events_of(config.run_dir, Checkpoint)
-    (failed,) = events_of(config.run_dir, Failed)
-    assert failed.code == "interrupted" and f"step {saved.step}" in failed.message
-    assert checkpoints.verify_checkpoint(Path(saved.path), run_sha256=run_sha256(config)).step == saved.step
+    run_here(dataclasses.replace(killed, resume_from=tuple(newest)))
+    assert events_of(killed.run_dir, Started)[-1].step >= 10
+    assert finished(killed).weights_sha256 == finished(straight).weights_sha256
+    # Lines of both attempts: the later one counts, and every step has the batch and the loss of the uninterrupted run.
+    both = {line[0]: line for line in batches_and_losses(killed)}
+    assert list(both.values()) == batches_and_losses(straight)
 
 
 def test_a_second_sigterm_is_not_caught() -> None:

@@ -57,7 +57,7 @@ def test_a_run_that_does_not_fit_ends_before_its_first_step(make_config: MakeCon
         run_here(config)
     assert len(tried) == 1
     assert events_of(config.run_dir, Started) and not events_of(config.run_dir, Step)
-    assert "the longest batch was tried" in caught.value.message
+    assert "out of memory on the longest batch (step" in caught.value.message
     for name in ("parameters", "gradients", "optimizer", "activations", "peak"):
         assert f"{name} " in caught.value.message
     with memory_for(10_000) as tried:
