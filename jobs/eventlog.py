@@ -90,6 +90,17 @@ def _event(number: int, line: engine.JournalLine) -> NewEvent:
         case engine.Step():
             kind, message = "metrics", f"Step {event.step}/{event.total_steps}: training loss={event.loss:.2f}"
             data = {**asdict(event), "train_loss": event.loss, "train_mean_token_accuracy": event.mean_token_accuracy}
+        case engine.Skipped():
+            level, message = _skipped_message(event)
+            data = asdict(event)
+        case engine.RolledBack():
+            level, data = "warn", asdict(event)
+            message = (
+                f"The run diverged and went back to {event.checkpoint or 'the base model'}; "
+                f"steps {event.first_skipped} to {event.last_skipped} will be passed over"
+            )
+        case engine.Sample():
+            message, data = f"Step {event.step}, asked {event.prompt!r}: {event.text}", asdict(event)
         case engine.Evaluation():
             kind, message, data = "metrics", _evaluation_message(event), asdict(event)
         case engine.Checkpoint():
@@ -112,6 +123,18 @@ def _event(number: int, line: engine.JournalLine) -> NewEvent:
         line=number,
         created_at=_when(line),
     )
+
+
+def _skipped_message(event: engine.Skipped) -> tuple[str, str]:
+    """Level and text."""
+    match event.what:
+        case "window":
+            return "info", f"Step {event.step} was passed over: the run diverged there before"
+        case "overflow":
+            scale = "" if event.loss_scale is None else f"; the loss scale is now {event.loss_scale:g}"
+            return "info", f"Step {event.step} was skipped: its gradient is too large for fp16{scale}"
+        case _:
+            return "warn", f"Step {event.step} was skipped: its {event.what} is not finite"
 
 
 def _evaluation_message(event: engine.Evaluation) -> str:
@@ -169,23 +192,27 @@ def _write_evaluations(session: Session, job_id: str, lines: Sequence[NumberedLi
 def _write_checkpoints(
     session: Session, job_id: str, attempt: int, lines: Sequence[NumberedLine], relative: Callable[[str], str]
 ) -> None:
-    rows = [
-        {
-            "id": new_checkpoint_id(),
-            "job_id": job_id,
-            "attempt": attempt,
-            "step": line.event.step,
-            "path": relative(line.event.path),
-            "manifest_sha256": line.event.manifest_sha256,
-            "num_bytes": line.event.num_bytes,
-            "train_loss": line.event.train_loss,
-            "valid_loss": line.event.valid_loss,
-            "created_at": _when(line),
-        }
-        for _, line in lines
-        if isinstance(line.event, engine.Checkpoint)
-    ]
-    _replace(session, Checkpoint, rows, keys=("job_id", "step"), keep=("id",))
+    rows: dict[int, dict[str, Any]] = {}
+    for _, line in lines:
+        event = line.event
+        if isinstance(event, engine.RolledBack):
+            # The run goes another way from there: nobody may go on from what lies behind.
+            rows = {step: row for step, row in rows.items() if step <= event.step}
+            session.execute(delete(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.step > event.step))
+        if isinstance(event, engine.Checkpoint):
+            rows[event.step] = {
+                "id": new_checkpoint_id(),
+                "job_id": job_id,
+                "attempt": attempt,
+                "step": event.step,
+                "path": relative(event.path),
+                "manifest_sha256": event.manifest_sha256,
+                "num_bytes": event.num_bytes,
+                "train_loss": event.train_loss,
+                "valid_loss": event.valid_loss,
+                "created_at": _when(line),
+            }
+    _replace(session, Checkpoint, list(rows.values()), keys=("job_id", "step"), keep=("id",))
 
 
 def _unpublish_checkpoints(session: Session, job: Job) -> None:
@@ -218,6 +245,9 @@ def _write_figures(session: Session, job: Job, lines: Sequence[NumberedLine]) ->
         event = line.event
         if isinstance(event, engine.Started):
             values |= {"run": asdict(event), "step": event.step, "total_steps": event.total_steps}
+        elif isinstance(event, engine.RolledBack | engine.Skipped):
+            # A step that was passed over has no figures of its own.
+            values["step"] = event.step
         elif isinstance(event, engine.Step):
             values |= {
                 "step": event.step,

@@ -29,7 +29,10 @@ def prune_superseded(job_folder: Path, *, attempt: int, published: Collection[Pa
         if not number.isdecimal() or int(number) >= attempt:
             continue
         # A checkpoint or a model that was being written when its engine was killed is called ".tmp-...".
-        weights = (*folder.glob("checkpoints/*"), folder / "model", *folder.glob(".tmp-*"))
+        weights = [*folder.glob("checkpoints/*"), folder / "model", *folder.glob(".tmp-*")]
+        if not any(path.is_relative_to(folder / "checkpoints") for path in published):
+            # Who goes on from a checkpoint takes the best model of its attempt over.
+            weights.append(folder / "best")
         for path in weights:
             if path.is_dir() and path not in published:
                 _remove(path)

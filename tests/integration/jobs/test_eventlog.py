@@ -86,6 +86,40 @@ def test_a_batch_lands_everywhere_it_belongs(db: Database) -> None:
     assert evaluation.choice_accuracy == 0.5
 
 
+def test_a_rollback_is_told_and_takes_the_abandoned_checkpoints_with_it(db: Database) -> None:
+    job = submit(db)
+    lease = claim(db).lease
+
+    def checkpoint(number: int) -> engine.Checkpoint:
+        return engine.Checkpoint(step=number, path=f"/data/{number}", manifest_sha256="m", num_bytes=1, train_loss=None)
+
+    first = lines(step(1), checkpoint(1), engine.Skipped(step=2, what="loss"), checkpoint(2))
+    eventlog.ship(db, lease, first, attempt=1, relative=relative)
+    second = lines(
+        checkpoint(3),
+        engine.RolledBack(step=1, first_skipped=2, last_skipped=7, checkpoint="step-1"),
+        engine.Skipped(step=2, what="window"),
+        engine.Skipped(step=3, what="overflow", loss_scale=512.0),
+        engine.Sample(step=3, prompt="sun?", text="day\0", num_tokens=2),
+        first=len(first),
+    )
+    eventlog.ship(db, lease, second, attempt=1, relative=relative)
+    assert [row.step for row in reads.resume_candidates(db, job_id=job.id)] == [1]
+    assert reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id).step == 3
+    told = [
+        (event.level, event.message)
+        for event in reads.events_since(db, job_id=job.id, seq=0, limit=99)
+        if event.line in (2, 5, 6, 7, 8)
+    ]
+    assert told == [
+        ("warn", "Step 2 was skipped: its loss is not finite"),
+        ("warn", "The run diverged and went back to step-1; steps 2 to 7 will be passed over"),
+        ("info", "Step 2 was passed over: the run diverged there before"),
+        ("info", "Step 3 was skipped: its gradient is too large for fp16; the loss scale is now 512"),
+        ("info", "Step 3, asked 'sun?': day\ufffd"),
+    ]
+
+
 def test_shipping_again_is_harmless_and_a_hole_is_refused(db: Database) -> None:
     submit(db)
     lease = claim(db).lease

@@ -40,7 +40,10 @@ def test_a_host_has_memory_and_processors() -> None:
 def test_weights_of_superseded_attempts_go_and_their_stories_stay(tmp_path: Path) -> None:
     folders = [attempt_folder(tmp_path, job_id="j", attempt=number) for number in (1, 2, 3, 10)]
     for folder in folders:
-        for name in ("checkpoints/step-1", "checkpoints/.tmp-step-2-x", "checkpoints/step-3", "model", ".tmp-model-1"):
+        for name in (
+            *("checkpoints/step-1", "checkpoints/.tmp-step-2-x", "checkpoints/step-3"),
+            *("model", ".tmp-model-1", "best"),
+        ):
             (folder / name).mkdir(parents=True)
         (folder / "journal.jsonl").touch()
     prune_superseded(tmp_path / "j", attempt=3, published={folders[1] / "model", folders[1] / "checkpoints" / "step-3"})
@@ -50,13 +53,15 @@ def test_weights_of_superseded_attempts_go_and_their_stories_stay(tmp_path: Path
     ]
     everything = [
         ".tmp-model-1",
+        "best",
         "checkpoints/.tmp-step-2-x",
         "checkpoints/step-1",
         "checkpoints/step-3",
         "journal.jsonl",
         "model",
     ]
-    assert left == [["journal.jsonl"], ["checkpoints/step-3", "journal.jsonl", "model"], everything, everything]
+    kept = ["best", "checkpoints/step-3", "journal.jsonl", "model"]
+    assert left == [["journal.jsonl"], kept, everything, everything]
 
 
 def make_settings(**changes: object) -> WorkerSettings:

@@ -40,6 +40,14 @@ OPTIONS: dict[str, Any] = {
 }
 # Of these the engine has no equal: where a job runs is decided before it starts.
 NOT_FOR_THE_ENGINE = {"priority", "packing", "devices", "nodes", "offload"}
+# Fields of the engine that a job cannot set, at their defaults.
+ENGINE_ONLY = {
+    "early_stopping_patience": None,
+    "keep_best": False,
+    "final_model": "last",
+    "sample_prompts": (),
+    "sample_max_new_tokens": 64,
+}
 
 
 def make_spec(**changes: Any) -> JobSpec:
@@ -63,8 +71,11 @@ def test_every_option_reaches_the_engine() -> None:
             "name": "adalomo",
             "learning_rate": 0.002,
             "weight_decay": 0.5,
-            "clip": {"mode": "group", "threshold": 2.5},
+            # Of the engine alone, at its defaults: exact, param_groups and frozen.
+            "clip": {"mode": "group", "threshold": 2.5, "exact": "auto"},
             "rounding": "nearest",
+            "param_groups": (),
+            "frozen": (),
         },
         "schedule": {"name": "cosine", "warmup_ratio": 0.25},
         "precision": "fp32",
@@ -76,6 +87,7 @@ def test_every_option_reaches_the_engine() -> None:
         "checkpoint_every_steps": 7,
         "keep_checkpoints": 5,
         "eval_every_steps": 11,
+        **ENGINE_ONLY,
         "resume_from": (
             "/d/runs/j/attempt-1/checkpoints/step-20",
             "/d/runs/j/attempt-1/checkpoints/step-10",
