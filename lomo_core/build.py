@@ -131,7 +131,7 @@ def _torch_groups(config: OptimizerConfig, model: torch.nn.Module) -> list[dict[
     parameters = dict(model.named_parameters())
     grouping = group_parameters(list(parameters), config)
     for name in grouping.frozen:
-        parameters[name].requires_grad_(requires_grad=False)
+        parameters[name].requires_grad = False
     return [
         {
             "params": [parameters[name] for name in group.names],
