@@ -33,8 +33,11 @@ from lomo_core.optim.baselines import Baseline, BaselineClipMode, BaselineName
 from lomo_core.optim.protocol import RunOptimizer
 from lomo_core.param_groups import group_parameters
 
-# Of the file that gradients are put aside in.
-_SPILL_FOLDER = "spill"
+_WAYS: dict[ExactWay, str] = {
+    "second_backward": "a second backward pass",
+    "spill_memory": "gradients put aside in host memory",
+    "spill_file": "gradients put aside in a file",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,12 @@ def build_training(
 def exact_way(
     config: TrainConfig, model: Any, *, device: torch.device, tokens_per_step: float, journal: Journal
 ) -> ExactWay | None:
-    """How the exact norm is to be had; None where the run needs none before its updates."""
+    """How the norm is to be had before the first update; None where it is not needed there.
+
+    fp16 needs it in every clip mode: an overflow must not reach a weight.
+    """
     clip = config.optimizer.clip
-    if clip.mode != "norm" or config.optimizer.is_baseline:
+    if config.optimizer.is_baseline or (clip.mode != "norm" and config.precision != "fp16"):
         return None
     if clip.exact != "auto":
         return clip.exact
@@ -97,7 +103,7 @@ def exact_way(
         return "second_backward"
     way, seconds = choose_exact_clipping(step, measure_host(device, dtype, Path(config.run_dir)))
     estimates = ", ".join(f"{name} {value:.2g} s" for name, value in seconds.items())
-    journal.say("info", f"exact clipping by {way} (estimates per step: {estimates})")
+    journal.say("info", f"the norm comes from {_WAYS[way]} (estimates per step: {estimates})")
     return way
 
 
@@ -122,7 +128,7 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module, *, way: ExactWa
     if way == "spill_memory":
         common["spill_to"] = "memory"
     if way == "spill_file":
-        common["spill_to"] = Path(config.run_dir) / _SPILL_FOLDER
+        common["spill_to"] = Path(config.run_dir)
     return (Lomo if optimizer.name == "lomo" else AdaLomo)(groups, optimizer.peak_learning_rate, **common)
 
 

@@ -62,8 +62,6 @@ class ClipConfig:
     def __post_init__(self) -> None:
         _check_literals(self)
         _positive(self, "threshold")
-        if self.exact != "auto" and self.mode != "norm":
-            raise ConfigError(f"exact is for mode 'norm' only, not for {self.mode!r}", param="exact")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +227,12 @@ class TrainConfig:
             raise ConfigError(
                 f"fp16 weights need the loss scaling of lomo and adalomo: use bf16 or fp32 with {self.optimizer.name}",
                 param="precision",
+            )
+        clip = self.optimizer.clip
+        if clip.exact != "auto" and clip.mode != "norm" and self.precision != "fp16":
+            raise ConfigError(
+                f"exact is for clip mode 'norm' and for fp16 only, not for {clip.mode!r} in {self.precision}",
+                param="optimizer.clip.exact",
             )
         if self.final_model == "best" and not self.keep_best:
             raise ConfigError("final_model 'best' needs keep_best", param="final_model")

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lomo_core import checkpoint as checkpoints
-from lomo_core.config import ClipConfig, OptimizerConfig, OptimizerName, TrainConfig
+from lomo_core.config import ClipConfig, ExactClipping, OptimizerConfig, OptimizerName, TrainConfig
 from lomo_core.errors import CheckpointError, DiskFullError, InterruptedRunError
 from lomo_core.events import Checkpoint, Evaluation, Finished, Message, Started, Step
 from lomo_core.run_identity import run_sha256
@@ -33,6 +33,18 @@ RULES: dict[str, dict[str, Any]] = {
     }
     for name, rate in RATES.items()
     for precision, mode in (("fp32", "norm"), ("bf16", "group"))
+}
+RULES |= {
+    f"lomo {precision} {clip.mode} {clip.exact}": {
+        "optimizer": OptimizerConfig(learning_rate=0.05, clip=clip),
+        "precision": precision,
+    }
+    for precision, clip in (
+        ("fp16", ClipConfig(mode="norm")),
+        ("fp16", ClipConfig(mode="group")),
+        ("bf16", ClipConfig(mode="delayed")),
+        ("bf16", ClipConfig(mode="norm", exact="spill_memory")),
+    )
 }
 
 
@@ -69,6 +81,26 @@ def test_resuming_is_bit_identical(make_config: MakeConfig, name: str) -> None:
         assert batches_and_losses(resumed) == batches_and_losses(straight)[step:]
         assert finished(resumed).weights_sha256 == finished(straight).weights_sha256
         assert finished(resumed).num_trained_tokens == finished(straight).num_trained_tokens
+
+
+def test_every_way_to_the_exact_norm_gives_the_same_bits(make_config: MakeConfig) -> None:
+    ways: tuple[ExactClipping, ...] = ("second_backward", "spill_memory", "spill_file")
+    found = []
+    for way in ways:
+        rule = OptimizerConfig(learning_rate=0.05, clip=ClipConfig(mode="norm", exact=way))
+        config = make_config(run=way, optimizer=rule, precision="bf16")
+        run_here(config)
+        found.append((batches_and_losses(config), finished(config).weights_sha256))
+    assert found[0] == found[1] == found[2]
+    # Hence a run may go on in another way than it began.
+    resumed = make_config(run="resumed", optimizer=rule, precision="bf16", resume_from=checkpoint_paths(config, 6))
+    run_here(
+        dataclasses.replace(
+            resumed, optimizer=dataclasses.replace(rule, clip=ClipConfig(mode="norm", exact="second_backward"))
+        )
+    )
+    assert events_of(resumed.run_dir, Started)[0].step == 6
+    assert finished(resumed).weights_sha256 == found[0][1]
 
 
 def test_two_runs_of_another_seed_differ(make_config: MakeConfig) -> None:

@@ -67,7 +67,7 @@ def test_a_configuration_survives_the_wire() -> None:
         ({"batch_size": "4"}, "batch_size"),
         ({"precision": "fp8"}, "precision"),
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps"),
-        ({"optimizer": {"clip": {"mode": "value", "exact": "spill_file"}}}, "exact"),
+        ({"optimizer": {"clip": {"mode": "value", "exact": "spill_file"}}}, "optimizer.clip.exact"),
         ({"optimizer": {"name": "adamw", "rounding": "stochastic"}}, "rounding"),
         ({"optimizer": {"rounding": "up"}}, "rounding"),
         ({"optimizer": {"name": "sgd", "clip": {"mode": "delayed"}}}, "clip"),

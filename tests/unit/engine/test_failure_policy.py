@@ -125,6 +125,19 @@ def test_a_gradient_that_is_not_finite_is_skipped_with_the_global_norm(
     assert weights_are_finite(load_model(finished(config).model_path, precision="fp32", device=torch.device("cpu")))
 
 
+@pytest.mark.parametrize("mode", ["norm", "group"])
+def test_an_overflow_in_fp16_halves_the_loss_scale(make_run: MakeRun, bad_token: int, mode: Any) -> None:
+    rule = OptimizerConfig(learning_rate=0.01, clip=ClipConfig(mode=mode))
+    config = make_run(set(range(2, 12)), optimizer=rule, precision="fp16")
+    with spoilt_token(bad_token, gradient_only=True):
+        run_here(config)
+    found = events_of(config.run_dir, Skipped)
+    assert [(event.step, event.what) for event in found] == [(step, "overflow") for step in range(3, 13)]
+    assert [event.loss_scale for event in found] == [2.0**power for power in range(15, 5, -1)]
+    assert not events_of(config.run_dir, RolledBack)
+    assert finished(config).step == NUM_STEPS
+
+
 def test_the_run_goes_back_once_and_past_the_data_that_broke_it(make_run: MakeRun, bad_token: int) -> None:
     config = make_run(set(range(4, 10)))
     with spoilt_token(bad_token):
