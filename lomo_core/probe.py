@@ -3,24 +3,14 @@ not after hours, when the batch's turn comes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
-from lomo_core.data.batches import Batch, BatchPlan, batch_width
+from lomo_core.data.batches import Batch
 from lomo_core.head import BatchLoss
 from lomo_core.memory.meter import Meter
 from lomo_core.optim.protocol import RunOptimizer
-
-
-def longest_step(plan: BatchPlan, lengths: Sequence[int], *, first: int, total_steps: int) -> int:
-    """The step from `first` to before `total_steps` whose batch has the most cells, padding included."""
-
-    def num_cells(step: int) -> int:
-        rows = plan.rows_of(step)
-        return len(rows) * batch_width(max(lengths[row] for row in rows))
-
-    return max(range(first, total_steps), key=num_cells)
 
 
 def try_batch(

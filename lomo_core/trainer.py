@@ -1,16 +1,13 @@
 """One attempt at a run: build, train, step, close. No mathematics of its own.
 
-Everything that decides a number is elsewhere and a function of (configuration, step): the batches
-(`data/batches.py`), the learning rate (`schedule.py`), the update (`optim/`), the noise (`seeding.py`), what follows
-from a bad step (`failure_policy.py`) or an evaluation (`progress.py`). That is why a resumed run equals an
-uninterrupted one bit for bit.
+Everything that decides a number is elsewhere and a function of (configuration, step): batches and learning rates
+(`run_plan.py`), the update (`optim/`), the noise (`seeding.py`), what follows from a bad step (`failure_policy.py`) or
+an evaluation (`progress.py`). That is why a resumed run equals an uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import math
 import time
 from pathlib import Path
@@ -25,10 +22,9 @@ from lomo_core import checkpoint as checkpoints
 from lomo_core import failure_policy, preflight
 from lomo_core.build import build_training
 from lomo_core.config import TrainConfig
-from lomo_core.data.batches import Batch, BatchPlan, collate
 from lomo_core.data.formats import read_chat_rows
 from lomo_core.data.template import ChatEncoder, EncodedRow
-from lomo_core.errors import CheckpointError, DivergedError, InterruptedRunError
+from lomo_core.errors import DivergedError, InterruptedRunError
 from lomo_core.evaluations import Evaluations
 from lomo_core.events import Checkpoint, Finished, RolledBack, Skipped, Started, Step
 from lomo_core.execute.plain import StepResult
@@ -36,10 +32,10 @@ from lomo_core.failure_policy import FailureState, Outcome, Verdict
 from lomo_core.journal import Journal
 from lomo_core.model import describe_device, load_tokenizer, pick_device, weights_are_finite
 from lomo_core.oom import out_of_memory_named
-from lomo_core.probe import longest_step, try_batch
-from lomo_core.rollback import drop_abandoned, earlier_checkpoints
+from lomo_core.probe import try_batch
+from lomo_core.resume_points import ResumePoint, drop_abandoned, earlier_checkpoints, newest_valid
 from lomo_core.run_identity import run_sha256
-from lomo_core.schedule import scale_at, warmup_steps
+from lomo_core.run_plan import RunPlan
 from lomo_core.seeding import mix
 from lomo_core.stop import StopRequest
 
@@ -73,12 +69,12 @@ class Trainer:
         try:
             self._try_longest_batch()
             while True:
-                if self._evaluations.is_due(self._step, total_steps=self._total_steps):
+                if self._evaluations.is_due(self._step, total_steps=self._plan.total_steps):
                     self._evaluations.run(self._training, step=self._step)
                 if self._is_checkpoint_due():
                     self._save_checkpoint()
                 self._stop.raise_if_requested()
-                if self._step == self._total_steps or self._evaluations.has_stalled():
+                if self._step == self._plan.total_steps or self._evaluations.has_stalled():
                     break
                 self._advance()
         except InterruptedRunError as error:
@@ -99,14 +95,12 @@ class Trainer:
             self._rows = self._encode_training_rows()
             self._evaluations = Evaluations(config, self._tokenizer, self._journal, self._stop)
         preflight.check_lengths_and_ids(self._rows, self._evaluations, architecture)
-        self._plan = BatchPlan([len(row.ids) for row in self._rows], batch_size=config.batch_size, seed=config.seed)
-        self._total_steps = config.n_epochs * self._plan.batches_per_epoch
-        if config.max_steps is not None:
-            self._total_steps = min(self._total_steps, config.max_steps)
-        self._warmup = warmup_steps(self._total_steps, config.schedule.warmup_ratio)
+        pad_token_id = self._tokenizer.pad_token_id
+        self._plan = RunPlan(config, self._rows, pad_token_id=pad_token_id, device=self._device)
         self._run_sha256 = run_sha256(config)
+        given = map(Path, config.resume_from)
         with self._stop.interrupting():
-            self._load(self._find_checkpoint())
+            self._load(newest_valid(given, run_sha256=self._run_sha256, stop=self._stop, journal=self._journal))
         self._announce()
 
     def _encode_training_rows(self) -> list[EncodedRow]:
@@ -117,27 +111,14 @@ class Trainer:
             rows, max_seq_length=data.max_seq_length, train_on=data.train_on, param="training_file"
         )
 
-    def _find_checkpoint(self) -> tuple[Path, checkpoints.TrainerState] | None:
-        """The first valid checkpoint of those given; each rejected one is reported."""
-        for name in self._config.resume_from:
-            self._stop.raise_if_requested()
-            path = Path(name)
-            try:
-                return path, checkpoints.verify_checkpoint(path, run_sha256=self._run_sha256)
-            except CheckpointError as error:
-                self._journal.say("warn", f"checkpoint {path.name} is not used: {error.message}")
-        if self._config.resume_from:
-            self._journal.say("warn", "no checkpoint is valid: the run begins anew at step 0")
-        return None
-
-    def _load(self, found: tuple[Path, checkpoints.TrainerState] | None) -> None:
+    def _load(self, found: ResumePoint | None) -> None:
         """Load the weights of a verified checkpoint and stand where it stands; without one, the base model's."""
         self._journal.say("info", "loading the weights")
         self._training = build_training(
             self._config,
             self._config.model_path if found is None else found[0],
             device=self._device,
-            tokens_per_step=sum(len(row.ids) for row in self._rows) / self._plan.batches_per_epoch,
+            tokens_per_step=self._plan.tokens_per_step,
             journal=self._journal,
         )
         if found is None:
@@ -157,7 +138,7 @@ class Trainer:
         self._journal.write(
             Started(
                 step=self._step,
-                total_steps=self._total_steps,
+                total_steps=self._plan.total_steps,
                 num_parameters=sum(p.numel() for p in self._training.model.parameters()),
                 num_train_rows=len(self._rows),
                 num_truncated_rows=sum(row.is_cut for row in self._rows),
@@ -171,11 +152,10 @@ class Trainer:
 
     def _try_longest_batch(self) -> None:
         """Let a run that will not fit fail now. On a resumed run too: it may be on another machine."""
-        if self._step == self._total_steps:
+        if self._step == self._plan.total_steps:
             return
-        lengths = [len(row.ids) for row in self._rows]
-        step = longest_step(self._plan, lengths, first=self._step, total_steps=self._total_steps)
-        batch = self._batch_of(step)
+        step = self._plan.longest_step(first=self._step)
+        batch = self._plan.batch_of(step)
         rows, width = batch.input_ids.shape
         what = f"the longest batch (step {step + 1}: {rows} rows of {width} tokens)"
         self._journal.say("info", f"trying {what}")
@@ -184,10 +164,6 @@ class Trainer:
         with out_of_memory_named(f"on {what}", training.meter.broken_off):
             try_batch(batch, training.loss_of, training.optimizer, training.meter, keeps_graph=training.keeps_graph)
         self._stop.raise_if_requested()
-
-    def _batch_of(self, step: int) -> Batch:
-        rows = [self._rows[place] for place in self._plan.rows_of(step)]
-        return collate(rows, pad_token_id=self._tokenizer.pad_token_id).to(self._device)
 
     def _advance(self) -> None:
         """One step further: with an update, without one, or after a rollback from further back."""
@@ -210,12 +186,14 @@ class Trainer:
     def _train_step(self) -> Outcome:
         start = time.perf_counter()
         step, optimizer, meter = self._step, self._training.optimizer, self._training.meter
-        rate = self._set_rates(step)
+        rate = self._plan.rate_at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["learning_rate_scale"]
         torch.manual_seed(mix(self._config.seed, step, _DROPOUT))
         scale = optimizer.loss_scale
         with out_of_memory_named(f"in step {step + 1}", meter.broken_off):
             meter.begin_step()
-            batch = self._batch_of(step)
+            batch = self._plan.batch_of(step)
             result = self._training.executor.run([batch])
             memory = meter.end_step()
         self._step += 1
@@ -225,8 +203,8 @@ class Trainer:
         self._journal.write(
             Step(
                 step=self._step,
-                total_steps=self._total_steps,
-                epoch=self._step / self._plan.batches_per_epoch,
+                total_steps=self._plan.total_steps,
+                epoch=self._plan.epochs(self._step),
                 loss=result.loss,
                 mean_token_accuracy=result.num_correct / batch.num_trained,
                 learning_rate=rate,
@@ -236,20 +214,10 @@ class Trainer:
                 step_s=seconds,
                 tokens_per_s=batch.num_tokens / seconds,
                 memory=memory,
-                rows_hash=_rows_hash(self._plan.rows_of(step)),
+                rows_hash=self._plan.rows_hash(step),
             )
         )
         return self._outcome(result, scale_before=scale)
-
-    def _set_rates(self, step: int) -> float:
-        """Set every group's learning rate for the step; returns the run's."""
-        config = self._config
-        rate = config.optimizer.peak_learning_rate * scale_at(
-            config.schedule.name, step=step, total_steps=self._total_steps, warmup=self._warmup
-        )
-        for group in self._training.optimizer.param_groups:
-            group["lr"] = rate * group["learning_rate_scale"]
-        return rate
 
     def _outcome(self, result: StepResult, *, scale_before: float | None) -> Outcome:
         """What a step has done to the weights; a skipped one is reported."""
@@ -298,7 +266,7 @@ class Trainer:
         self._reload(None)
         return None
 
-    def _reload(self, found: tuple[Path, checkpoints.TrainerState] | None) -> None:
+    def _reload(self, found: ResumePoint | None) -> None:
         """Load other weights; the old ones must be gone first, or both would be in memory."""
         del self._training
         # Hooks and optimizer hold each other.
@@ -356,7 +324,7 @@ class Trainer:
         return InterruptedRunError(f"the run was asked to stop: {where}")
 
     def _finish(self) -> None:
-        if self._step < self._total_steps:
+        if self._step < self._plan.total_steps:
             num = self._evaluations.progress.num_since_best
             self._journal.say("info", f"stopped early at step {self._step}: {num} evaluations brought nothing better")
         path = Path(self._config.run_dir) / "model"
@@ -376,7 +344,3 @@ class Trainer:
             ),
             durable=True,
         )
-
-
-def _rows_hash(places: list[int]) -> str:
-    return hashlib.sha256(json.dumps(places).encode()).hexdigest()[:16]
