@@ -1,9 +1,11 @@
 """What happens when a loss or a gradient is not finite: skip the step, go back once, give up. Torch-free.
 
 A bad step is skipped: no weight changes. After `MAX_IN_A_ROW` of them the weights themselves are in doubt, and the run
-goes back to earlier ones, once, and passes over the steps that were bad, whose data may be the cause. Where that does
-not help either, the run has diverged. The state is saved with each checkpoint, and every decision is a function of it
-and of the step's outcome, so that a resumed run decides as an uninterrupted one does.
+goes back to earlier ones, once, and passes over the batches that it saw before and during the bad steps (so did PaLM,
+arXiv 2204.02311, section 5.1: the same weights on other data went on well). Where that does not help either, the run
+has diverged. The state is saved with each checkpoint, and every decision is a function of it and of the step's outcome,
+so that a resumed run decides as an uninterrupted one does. From which checkpoint before the first suspect the run comes
+back does not matter: the steps in between give the same weights again.
 """
 
 from __future__ import annotations
@@ -68,6 +70,17 @@ def judge(state: FailureState, outcome: Outcome, *, step: int) -> tuple[FailureS
     if state.num_in_row <= MAX_IN_A_ROW and not outcome.is_spoilt:
         return state, Verdict.GO_ON
     return state, Verdict.GIVE_UP if state.has_rolled_back else Verdict.ROLL_BACK
+
+
+def first_suspect(state: FailureState, *, last: int, is_culprit_known: bool, weights_are_finite: bool) -> int:
+    """The first step whose batch is passed over after a rollback because of the bad steps up to `last`."""
+    if is_culprit_known:
+        return last
+    if not weights_are_finite:
+        # No clip mode with a norm: the step before the first bad loss has spoilt the weights unseen.
+        return max(0, state.first_in_row - 1)
+    # The weights were already leaving when the first loss went bad: as many steps before it as were bad.
+    return max(0, state.first_in_row - (last + 1 - state.first_in_row))
 
 
 def after_rollback(*, first: int, last: int) -> FailureState:

@@ -31,15 +31,10 @@ def newest_valid(paths: Iterable[Path], *, run_sha256: str, stop: StopRequest, j
 
 
 def earlier_checkpoints(
-    paths: Iterable[Path], *, first: int, every: int, run_sha256: str, journal: Journal
+    paths: Iterable[Path], *, first: int, run_sha256: str, journal: Journal
 ) -> Iterator[ResumePoint]:
-    """The valid regular checkpoints of at most `first` steps, newest first; each rejected one is reported.
-
-    Regular means at a multiple of `every`: those that an interruption wrote are not there in an uninterrupted run, and
-    both are to go back to the same one.
-    """
-    regular = [path for path in set(paths) if every > 0 and checkpoints.step_of(path) % every == 0]
-    for path in sorted(regular, key=checkpoints.step_of, reverse=True):
+    """The valid checkpoints of at most `first` steps, newest first; each rejected one is reported."""
+    for path in sorted(set(paths), key=checkpoints.step_of, reverse=True):
         if checkpoints.step_of(path) <= first and (found := _verified(path, run_sha256=run_sha256, journal=journal)):
             yield found
 

@@ -181,7 +181,13 @@ class Trainer:
                 f"loss or gradient are not finite at step {self._step}, and were not before the run went back to "
                 "earlier weights once: a lower learning_rate, or clipping by norm, may help"
             )
-        self._roll_back(first=self._failures.first_in_row, last=step, is_culprit_known=outcome.is_spoilt)
+        first = failure_policy.first_suspect(
+            self._failures,
+            last=step,
+            is_culprit_known=outcome.is_spoilt,
+            weights_are_finite=weights_are_finite(self._training.model),
+        )
+        self._roll_back(first=first, last=step)
 
     def _train_step(self) -> Outcome:
         start = time.perf_counter()
@@ -232,11 +238,8 @@ class Trainer:
         )
         return Outcome(is_applied=False, is_overflow=is_overflow)
 
-    def _roll_back(self, *, first: int, last: int, is_culprit_known: bool) -> None:
+    def _roll_back(self, *, first: int, last: int) -> None:
         """Go back to the last weights from before step `first` (0-based); steps up to `last` will be passed over."""
-        if not is_culprit_known and not weights_are_finite(self._training.model):
-            # No clip mode with a norm: the step before the first bad loss has spoilt the weights unseen.
-            first = max(0, first - 1)
         progress = self._evaluations.progress
         name = self._load_from_before(first)
         self._failures = failure_policy.after_rollback(first=first, last=last)
@@ -250,12 +253,10 @@ class Trainer:
     def _load_from_before(self, first: int) -> str | None:
         """Load the newest valid weights of at most `first` steps; returns the checkpoint's name, None for the base
         model."""
-        config = self._config
-        paths = [*checkpoints.checkpoint_folders(self._checkpoint_dir), *map(Path, config.resume_from)]
+        paths = [*checkpoints.checkpoint_folders(self._checkpoint_dir), *map(Path, self._config.resume_from)]
         for found in earlier_checkpoints(
             paths,
             first=first,
-            every=config.checkpoint_every_steps,
             run_sha256=self._run_sha256,
             journal=self._journal,
         ):

@@ -15,13 +15,15 @@ from lomo_core.config import ClipConfig, OptimizerConfig, TrainConfig
 from lomo_core.data.batches import BatchPlan
 from lomo_core.errors import DivergedError, InterruptedRunError
 from lomo_core.events import Checkpoint, Finished, Message, RolledBack, Skipped, Started, Step
-from lomo_core.failure_policy import MAX_IN_A_ROW, FailureState, Outcome, Verdict, after_rollback, judge
+from lomo_core.failure_policy import MAX_IN_A_ROW, FailureState, Outcome, Verdict, after_rollback, first_suspect, judge
 from lomo_core.model import load_model, load_tokenizer, weights_are_finite
 from tests.support.engine_runs import MakeConfig, StopWhen, events_of, run_here
 from tests.support.faults import spoilt_token
 from tests.support.tiny_model import chat, write_jsonl
 
-NUM_STEPS = 16
+NUM_STEPS = 24
+# Six in a row; with as many steps before them, the batches of the steps 4 to 15 are passed over.
+BAD_STEPS = set(range(10, 16))
 BAD = Outcome(is_applied=False)
 GOOD = Outcome(is_applied=True)
 
@@ -30,7 +32,7 @@ MakeRun = Callable[..., TrainConfig]
 
 @pytest.fixture
 def make_run(make_config: MakeConfig, tmp_path: Path) -> MakeRun:
-    """`make_run(bad_steps, run="name", **fields)`: 16 steps of one row; the rows of the (0-based) bad steps end in "~".
+    """`make_run(bad_steps, run="name", **fields)`: 24 steps of one row; the rows of the (0-based) bad steps end in "~".
 
     All rows have the same length, so that the order of the rows does not depend on which ones are bad.
     """
@@ -38,8 +40,10 @@ def make_run(make_config: MakeConfig, tmp_path: Path) -> MakeRun:
 
     def make(bad_steps: set[int], *, run: str = "run", **fields: Any) -> TrainConfig:
         bad_rows = {plan.rows_of(step)[0] for step in bad_steps}
-        write_jsonl(tmp_path / "train.jsonl", [chat(f"a{'~' if row in bad_rows else '?'}", "b") for row in range(16)])
-        return make_config(run=run, **{"n_epochs": 1, "batch_size": 1, **fields})
+        write_jsonl(
+            tmp_path / "train.jsonl", [chat(f"a{'~' if row in bad_rows else '?'}", "b") for row in range(NUM_STEPS)]
+        )
+        return make_config(run=run, **{"n_epochs": 1, "batch_size": 1, "checkpoint_every_steps": 4, **fields})
 
     return make
 
@@ -109,7 +113,7 @@ def test_a_step_whose_loss_is_not_finite_is_skipped(make_run: MakeRun, bad_token
     with spoilt_token(bad_token):
         run_here(config)
     assert skipped(config) == [(3, "loss")]
-    assert sorted(last_losses(config)) == [step for step in range(1, 17) if step != 3]
+    assert sorted(last_losses(config)) == [step for step in range(1, 25) if step != 3]
     assert all(message.level == "info" for message in events_of(config.run_dir, Message))
     assert weights_are_finite(load_model(finished(config).model_path, precision="fp32", device=torch.device("cpu")))
 
@@ -139,51 +143,61 @@ def test_an_overflow_in_fp16_halves_the_loss_scale(make_run: MakeRun, bad_token:
     assert finished(config).step == NUM_STEPS
 
 
+def test_the_first_suspect() -> None:
+    state = FailureState(num_in_row=6, first_in_row=10)
+    found = [
+        first_suspect(state, last=15, is_culprit_known=known, weights_are_finite=finite)
+        for known, finite in ((False, True), (False, False), (True, False))
+    ]
+    assert found == [4, 9, 15]
+    early = FailureState(num_in_row=6, first_in_row=0)
+    assert first_suspect(early, last=5, is_culprit_known=False, weights_are_finite=False) == 0
+
+
 def test_the_run_goes_back_once_and_past_the_data_that_broke_it(make_run: MakeRun, bad_token: int) -> None:
-    config = make_run(set(range(4, 10)))
+    config = make_run(BAD_STEPS)
     with spoilt_token(bad_token):
         run_here(config)
     assert events_of(config.run_dir, RolledBack) == [
-        RolledBack(step=4, first_skipped=5, last_skipped=10, checkpoint="step-4")
+        RolledBack(step=4, first_skipped=5, last_skipped=16, checkpoint="step-4")
     ]
-    assert skipped(config) == [*((step, "loss") for step in range(5, 11)), *((step, "window") for step in range(5, 11))]
-    assert sorted(last_losses(config)) == [1, 2, 3, 4, *range(11, 17)]
+    window = [(step, "window") for step in range(5, 17)]
+    assert skipped(config) == [*((step, "loss") for step in range(11, 17)), *window]
     # None was written while the weights were in doubt.
-    assert [event.step for event in events_of(config.run_dir, Checkpoint)] == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert [event.step for event in events_of(config.run_dir, Checkpoint)] == [4, 8, 8, 12, 16, 20, 24]
     assert finished(config).step == NUM_STEPS
+    # The run is the one over the other batches: nothing of the bad ones, or of what led to them, is left in it.
+    losses = [event.loss for event in events_of(config.run_dir, Step) if event.step > 16]
+    assert losses == [last_losses(config)[step] for step in range(17, 25)]
 
 
-def test_without_a_checkpoint_the_run_goes_back_to_the_base_model(make_run: MakeRun, bad_token: int) -> None:
-    config = make_run(set(range(3, 9)), checkpoint_every_steps=0)
-    with spoilt_token(bad_token):
-        run_here(config)
-    (back,) = events_of(config.run_dir, RolledBack)
-    assert (back.step, back.checkpoint) == (0, None)
-    first, again = [event.loss for event in events_of(config.run_dir, Step) if event.step == 1]
-    assert first == again
-    assert sorted(last_losses(config)) == [1, 2, 3, *range(10, 17)]
-
-
-def test_a_damaged_checkpoint_is_no_place_to_go_back_to(make_run: MakeRun, bad_token: int) -> None:
-    config = make_run(set(range(4, 10)))
+@pytest.mark.parametrize("keep", ["no checkpoint", "step-2", "step-4"])
+def test_from_where_the_run_comes_back_does_not_matter(make_run: MakeRun, bad_token: int, keep: str) -> None:
+    usual = make_run(BAD_STEPS, run="usual")
+    every = {"no checkpoint": 0, "step-2": 2, "step-4": 4}[keep]
+    other = make_run(BAD_STEPS, run="other", checkpoint_every_steps=every, keep_checkpoints=9)
+    if keep == "step-2":
+        # Cut the checkpoint of step 4 once it stands and the run is past it.
+        weights = Path(other.run_dir) / "checkpoints" / "step-4" / "model.safetensors"
 
     def damage() -> None:
-        """Cut the checkpoint of step 4 once it stands and the run is past it."""
-        weights = Path(config.run_dir) / "checkpoints" / "step-4" / "model.safetensors"
-        if len(events_of(config.run_dir, Step)) == 6:
+        if keep == "step-2" and len(events_of(other.run_dir, Step)) == 6:
             weights.write_bytes(weights.read_bytes()[:-1])
 
     with spoilt_token(bad_token):
-        run_here(config, stop=StopWhen(damage))
-    (back,) = events_of(config.run_dir, RolledBack)
-    assert back.checkpoint == "step-2"
-    assert any("step-4 is not used" in event.message for event in events_of(config.run_dir, Message))
-    assert last_losses(config)[4] == next(event.loss for event in events_of(config.run_dir, Step) if event.step == 4)
+        run_here(usual)
+        run_here(other, stop=StopWhen(damage))
+    (back,) = events_of(other.run_dir, RolledBack)
+    assert (back.checkpoint or "no checkpoint") == keep
+    assert last_losses(other) == last_losses(usual)
+    assert finished(other).weights_sha256 == finished(usual).weights_sha256
+    warned = [event.message for event in events_of(other.run_dir, Message) if event.level == "warn"]
+    assert ["step-4 is not used" in text for text in warned] == ([True] if keep == "step-2" else [])
 
 
 def test_what_comes_after_the_rollback_ends_the_run(make_run: MakeRun, bad_token: int) -> None:
-    config = make_run(set(range(4, 16)))
-    with spoilt_token(bad_token), pytest.raises(DivergedError, match="not finite at step 16"):
+    config = make_run(set(range(10, 24)))
+    with spoilt_token(bad_token), pytest.raises(DivergedError, match="not finite at step 22"):
         run_here(config)
     assert len(events_of(config.run_dir, RolledBack)) == 1
     assert not events_of(config.run_dir, Finished)
@@ -202,16 +216,16 @@ def test_weights_that_took_a_bad_gradient_are_given_up(make_run: MakeRun, bad_to
     with spoilt_token(bad_token, gradient_only=True):
         run_here(config)
     (back,) = events_of(config.run_dir, RolledBack)
-    assert (back.step, back.first_skipped, back.checkpoint) == (6, 7, "step-6")
+    assert (back.step, back.first_skipped, back.checkpoint) == (4, 7, "step-4")
     assert back.last_skipped == (7 if mode == "group" else 13)
-    assert sorted(last_losses(config))[-1] == 16
+    assert sorted(last_losses(config))[-1] == NUM_STEPS
     assert weights_are_finite(load_model(finished(config).model_path, precision="fp32", device=torch.device("cpu")))
 
 
-@pytest.mark.parametrize("num_lines", [3, 7, 9, 12, 14], ids=lambda n: f"after {n} steps and skips")
+@pytest.mark.parametrize("num_lines", [3, 11, 13, 16, 20, 30], ids=lambda n: f"after {n} steps and skips")
 def test_an_interruption_changes_nothing_of_it(make_run: MakeRun, bad_token: int, num_lines: int) -> None:
     """In front of the bad window, in it, after the rollback while it is passed over, and behind it."""
-    straight, stopped = make_run(set(range(4, 10)), run="straight"), make_run(set(range(4, 10)), run="stopped")
+    straight, stopped = make_run(BAD_STEPS, run="straight"), make_run(BAD_STEPS, run="stopped")
 
     def num_written() -> int:
         rows = {event.step for event in events_of(stopped.run_dir, Step)}
