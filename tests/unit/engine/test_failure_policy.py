@@ -176,13 +176,12 @@ def test_from_where_the_run_comes_back_does_not_matter(make_run: MakeRun, bad_to
     usual = make_run(BAD_STEPS, run="usual")
     every = {"no checkpoint": 0, "step-2": 2, "step-4": 4}[keep]
     other = make_run(BAD_STEPS, run="other", checkpoint_every_steps=every, keep_checkpoints=9)
-    if keep == "step-2":
-        # Cut the checkpoint of step 4 once it stands and the run is past it.
-        weights = Path(other.run_dir) / "checkpoints" / "step-4" / "model.safetensors"
+    weights = Path(other.run_dir) / "checkpoints" / "step-4" / "model.safetensors"
 
     def damage() -> None:
+        """Change the checkpoint of step 4 once it stands and the run is past it."""
         if keep == "step-2" and len(events_of(other.run_dir, Step)) == 6:
-            weights.write_bytes(weights.read_bytes()[:-1])
+            weights.write_bytes(weights.read_bytes()[:-8] + bytes(8))
 
     with spoilt_token(bad_token):
         run_here(usual)
@@ -222,7 +221,7 @@ def test_weights_that_took_a_bad_gradient_are_given_up(make_run: MakeRun, bad_to
     assert weights_are_finite(load_model(finished(config).model_path, precision="fp32", device=torch.device("cpu")))
 
 
-@pytest.mark.parametrize("num_lines", [3, 11, 13, 16, 20, 30], ids=lambda n: f"after {n} steps and skips")
+@pytest.mark.parametrize("num_lines", [3, 13, 20, 30], ids=lambda n: f"after {n} steps and skips")
 def test_an_interruption_changes_nothing_of_it(make_run: MakeRun, bad_token: int, num_lines: int) -> None:
     """In front of the bad window, in it, after the rollback while it is passed over, and behind it."""
     straight, stopped = make_run(BAD_STEPS, run="straight"), make_run(BAD_STEPS, run="stopped")
