@@ -5,9 +5,7 @@ A rollback makes them anew from other weights, so nothing here knows where the r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,9 +19,7 @@ from lomo_core.clipping_choice import (
     measure_host,
 )
 from lomo_core.config import OptimizerConfig, TrainConfig
-from lomo_core.data.batches import Batch
 from lomo_core.execute.plain import PlainExecutor
-from lomo_core.head import BatchLoss, batch_loss
 from lomo_core.journal import Journal
 from lomo_core.memory.meter import Meter
 from lomo_core.model import DTYPES, enable_activation_checkpointing, load_model
@@ -48,8 +44,6 @@ class Training:
     optimizer: RunOptimizer
     meter: Meter
     executor: PlainExecutor
-    loss_of: Callable[[Batch], BatchLoss]
-    """Forward pass and loss of a batch, as the executor computes it."""
     keeps_graph: bool
     """The optimizer walks each graph twice."""
 
@@ -74,7 +68,6 @@ def build_training(
         optimizer=optimizer,
         meter=meter,
         executor=PlainExecutor(model, optimizer, meter),
-        loss_of=partial(batch_loss, model),
         keeps_graph=way == "second_backward",
     )
 

@@ -115,7 +115,7 @@ class Evaluations:
         if self.evaluator is None:
             return None
         check = self._stop.raise_if_requested
-        self.last = self.evaluator.run(training.model, training.loss_of, step=step, check=check)
+        self.last = self.evaluator.run(training.model, training.executor.loss_of, step=step, check=check)
         self._journal.write(self.last)
         return self.last
 

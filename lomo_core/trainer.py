@@ -162,7 +162,7 @@ class Trainer:
         training = self._training
         training.model.train()
         with out_of_memory_named(f"on {what}", training.meter.broken_off):
-            try_batch(batch, training.loss_of, training.optimizer, training.meter, keeps_graph=training.keeps_graph)
+            try_batch(training, batch)
         self._stop.raise_if_requested()
 
     def _advance(self) -> None:

@@ -117,6 +117,26 @@ class Baseline:
         finally:
             self._drop_gradients()
 
+    def takes_rows(self, param: Tensor) -> bool:
+        """Never: the update needs whole gradients."""
+        return False
+
+    def take_rows(self, param: Tensor, first_row: int, grad: Tensor) -> None:
+        """Refused.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(f"{self._name} takes whole gradients only: see takes_rows")
+
+    def take_scattered_rows(self, param: Tensor, rows: Tensor, grad: Tensor) -> None:
+        """Refused.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(f"{self._name} takes whole gradients only: see takes_rows")
+
     def note_gradient(self, num_bytes: int) -> None:
         """Count gradient memory (negative when it is freed), for `peak_gradient_bytes`."""
         self._noted_bytes += num_bytes

@@ -34,6 +34,9 @@ class Clipping:
         return self.coefficient is None and self.limit is None
 
 
+NO_CLIPPING = Clipping()
+
+
 def tensor_norm(grad: Tensor) -> Tensor:
     """L2 norm of one tensor, 0-dim fp32.
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lomo_core.optim.clip import ClipMode, Clipping, GlobalNorm, clip_coefficient, tensor_norm
+from lomo_core.optim.clip import NO_CLIPPING, ClipMode, Clipping, GlobalNorm, clip_coefficient, tensor_norm
 from lomo_core.optim.loss_scale import LossScale
 from lomo_core.optim.protocol import RunOptimizer
 from lomo_core.optim.rounding import BLOCK, Rounding, Workspace, Writer, check_rounding
@@ -34,9 +34,10 @@ from lomo_core.optim.spill import PIECE, GradientStore, SpillTo, make_store, pie
 _CLIP_MODES = ("norm", "delayed", "value", "group", "none")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Update:
-    """What an update rule gets beside weight and gradient."""
+    """What an update rule gets beside weight and gradient. One object per parameter, brought up to date at each
+    step: small tensors are updated in microseconds, of which making it anew would be a good part."""
 
     lr: float
     weight_decay: float
@@ -45,6 +46,18 @@ class Update:
     state: dict[str, Tensor]
     """This parameter's own moments; the rule fills it at the first update."""
     writer: Writer
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """A parameter with its group and what is known of it."""
+
+    param: Tensor
+    group: dict[str, Any]
+    index: int
+    visited_in: int = -1
+    """Number of the backward pass that its gradient last came in."""
+    update: Update | None = None
 
 
 class _Phase(Enum):
@@ -145,9 +158,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._alive_bytes = 0
         self.peak_gradient_bytes = 0
         self._handles: list[Any] = []
-        self._slots: list[tuple[Tensor, dict[str, Any]]] = []
-        self._index_of: dict[Tensor, int] = {}
-        self._visited_in: list[int] = []
+        self._slots: list[_Slot] = []
+        self._slot_of: dict[Tensor, _Slot] = {}
         # Last: it calls `add_param_group`, which registers the hooks.
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
@@ -157,12 +169,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         for param in group["params"]:
             check_rounding(self._rounding, param.dtype)
-            index = len(self._slots)
-            self._slots.append((param, group))
-            self._index_of[param] = index
-            self._visited_in.append(-1)
+            slot = _Slot(param, group, len(self._slots))
+            self._slots.append(slot)
+            self._slot_of[param] = slot
             if param.requires_grad:
-                self._handles.append(param.register_post_accumulate_grad_hook(partial(self._hook, index)))
+                self._handles.append(param.register_post_accumulate_grad_hook(partial(self._hook, slot)))
                 if param.dtype == torch.float16 and self._loss_scale is None:
                     self._loss_scale = LossScale()
 
@@ -221,11 +232,12 @@ class FusedOptimizer(torch.optim.Optimizer):
             loss.backward()  # type: ignore[no-untyped-call]
             return
         for index in self._store.parameters():
-            param = self._slots[index][0]
+            slot = self._slots[index]
+            param = slot.param
             size = PIECE if self._is_piecewise else param.numel()
             for start, num_elements in pieces(param.numel(), size):
                 grad = self._store.get(index, start, num_elements, device=param.device)
-                self._take(index, grad if self._is_piecewise else grad.view(param.shape), start)
+                self._take(slot, grad if self._is_piecewise else grad.view(param.shape), start)
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """End the step: the updates have happened inside the backward pass; this counts it.
@@ -285,29 +297,28 @@ class FusedOptimizer(torch.optim.Optimizer):
     def takes_rows(self, param: Tensor) -> bool:
         """Whether a parameter's gradient may be handed over in rows, outside of its hook: the rule and the clipping
         need no more than the rows themselves."""
-        return self._is_piecewise and param in self._index_of and param.requires_grad
+        return self._is_piecewise and param in self._slot_of and param.requires_grad
 
     def take_rows(self, param: Tensor, first_row: int, grad: Tensor) -> None:
         """Use the finished gradient [n, H] (the parameter's dtype) of the rows from `first_row` on of a parameter
         [V, H]. A pass begins with row 0."""
-        index = self._index_of[param]
+        slot = self._slot_of[param]
         if first_row == 0:
-            self._visit(index)
+            self._visit(slot)
         with torch.no_grad():
-            self._take(index, grad, first_row * param.shape[1])
+            self._take(slot, grad, first_row * param.shape[1])
 
     def take_scattered_rows(self, param: Tensor, rows: Tensor, grad: Tensor) -> None:
         """Use the finished gradient [n, H] (the parameter's dtype) of the rows `rows` (int64 [n], each once). What
         `take_rows` was given for them in this pass must have been zero, and undone."""
-        index = self._index_of[param]
+        slot = self._slot_of[param]
         with torch.no_grad():
             if self._phase is _Phase.UPDATE:
-                update = self._update_of(index)
-                self._apply_rows(param, rows, grad, update, clipping=self._clipping(grad))
+                self._apply_rows(param, rows, grad, self._update_of(slot), clipping=self._clipping(grad))
             elif self._phase is _Phase.MEASURE:
                 self._norm.add(tensor_norm(grad))
                 if self._store is not None:
-                    self._store.put_rows(index, rows, grad, numel=param.numel())
+                    self._store.put_rows(slot.index, rows, grad, numel=param.numel())
 
     @property
     def _is_piecewise(self) -> bool:
@@ -315,15 +326,15 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # -- inside the backward pass ---------------------------------------------------------------------------------
 
-    def _hook(self, index: int, param: Tensor) -> None:
+    def _hook(self, slot: _Slot, param: Tensor) -> None:
         """Use the complete gradient of one parameter, then drop it. Autograd runs it without gradient tracking."""
         grad = param.grad
         assert grad is not None
         param.grad = None
-        self._visit(index)
-        self._take(index, grad, 0)
+        self._visit(slot)
+        self._take(slot, grad, 0)
 
-    def _visit(self, index: int) -> None:
+    def _visit(self, slot: _Slot) -> None:
         """Note that a parameter's gradient has come; refuse what would make it come in parts.
 
         Raises:
@@ -331,35 +342,38 @@ class FusedOptimizer(torch.optim.Optimizer):
         """
         if torch.is_grad_enabled():
             raise RuntimeError("create_graph=True cannot work here: the weights change during the backward pass")
+        if slot.visited_in == self._pass:
+            raise RuntimeError(_TWICE)
+        slot.visited_in = self._pass
+        if self._has_gradients:
+            return
+        refuse_data_parallel(slot.param)
         if self._phase is _Phase.UPDATE and self._coefficient is None and self._needs_own_backward:
             raise RuntimeError(
                 "clipping by the global norm, and fp16, need all gradients before the first update: call "
                 "opt.backward(loss) instead of loss.backward(), or choose clip_mode='group', 'value' or 'none'"
             )
-        if self._visited_in[index] == self._pass:
-            raise RuntimeError(_TWICE)
-        if not self._has_gradients:
-            refuse_data_parallel(self._slots[index][0])
         self._has_gradients = True
-        self._visited_in[index] = self._pass
 
-    def _take(self, index: int, grad: Tensor, start: int) -> None:
+    def _take(self, slot: _Slot, grad: Tensor, start: int) -> None:
         """Use a gradient, or the part of it from flat index `start` on."""
-        num_bytes = grad.numel() * grad.element_size()
-        self.note_gradient(num_bytes)
+        self.peak_gradient_bytes = max(self.peak_gradient_bytes, self._alive_bytes + grad.nbytes)
         if self._phase is _Phase.UPDATE:
-            self._apply(self._slots[index][0], grad, self._update_of(index), clipping=self._clipping(grad), start=start)
+            self._apply(slot.param, grad, self._update_of(slot), clipping=self._clipping(grad), start=start)
         elif self._phase is _Phase.MEASURE:
             self._norm.add(tensor_norm(grad))
             if self._store is not None:
-                self._store.put(index, start, grad, numel=self._slots[index][0].numel())
-        self.note_gradient(-num_bytes)
+                self._store.put(slot.index, start, grad, numel=slot.param.numel())
 
-    def _update_of(self, index: int) -> Update:
-        param, group = self._slots[index]
+    def _update_of(self, slot: _Slot) -> Update:
         step = self._steps + 1
-        writer = Writer(self._workspace(param.device), step=step, parameter=index)
-        return Update(group["lr"], group["weight_decay"], step, self.state[param], writer)
+        update = slot.update
+        if update is None:
+            writer = Writer(self._workspace(slot.param.device), step=step, parameter=slot.index)
+            update = slot.update = Update(0.0, 0.0, step, self.state[slot.param], writer)
+        update.lr, update.weight_decay = slot.group["lr"], slot.group["weight_decay"]
+        update.step = update.writer.step = step
+        return update
 
     def _apply(self, param: Tensor, grad: Tensor, update: Update, *, clipping: Clipping, start: int) -> None:
         """The update rule: one pure function of weight, gradient and `update`. An element-wise rule may get a part of
@@ -372,6 +386,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _clipping(self, grad: Tensor) -> Clipping:
         coefficient = self._coefficient
+        if coefficient is None and self._clip_mode == "none":
+            return NO_CLIPPING
         if coefficient is not None:
             coefficient = coefficient.to(grad.device)
         match self._clip_mode:
@@ -435,7 +451,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             group.update({key: value for key, value in saved.items() if key != "params"})
         self.state.clear()
         for index, moments in cast(dict[int, dict[str, Tensor]], state_dict["state"]).items():
-            param = self._slots[index][0]
+            param = self._slots[index].param
             self.state[param] = {name: moment.to(param.device, copy=True) for name, moment in moments.items()}
         self._steps = int(state_dict["step"])
         if self._seed != state_dict["seed"]:
@@ -447,6 +463,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._previous_norm = None if norm is None else torch.tensor(norm, dtype=torch.float32)
         self._has_gradients = self._is_measured = self._is_skipped = False
         self._norm = GlobalNorm()
+        for slot in self._slots:
+            slot.update = None
         self._pass += 1
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lomo_core.optim.clip import Clipping
+from lomo_core.optim.clip import NO_CLIPPING, Clipping
 from lomo_core.optim.fused import FusedOptimizer, Update, blocks_of, load_gradient
 from lomo_core.optim.rounding import BLOCK
 
@@ -21,8 +21,8 @@ def lomo_update(weight: Tensor, grad: Tensor, update: Update, *, clipping: Clipp
     2306.09782, algorithm 1; decoupled weight decay as in the authors' package (lomo_optim 0.1.1).
     """
     decay = 1.0 - update.lr * update.weight_decay
-    if weight.dtype == grad.dtype == torch.float32 and clipping.is_identity:
-        # Nothing needs scratch: the whole tensor at once, which for small ones is what the hook's time goes into.
+    if clipping is NO_CLIPPING and weight.dtype == torch.float32 == grad.dtype:
+        # Nothing needs scratch.
         _step_(weight, grad, decay=decay, lr=update.lr)
         return
     for at, w, g in blocks_of(weight, grad):

@@ -53,6 +53,18 @@ class RunOptimizer(Protocol):
         """Inside of the block a backward pass only shows whether its memory suffices: nothing else changes."""
         ...
 
+    def takes_rows(self, param: Tensor) -> bool:
+        """Whether the parameter's gradient may come in rows (`vocabulary_head.py`)."""
+        ...
+
+    def take_rows(self, param: Tensor, first_row: int, grad: Tensor) -> None:
+        """The finished gradient [n, H] of consecutive rows."""
+        ...
+
+    def take_scattered_rows(self, param: Tensor, rows: Tensor, grad: Tensor) -> None:
+        """The finished gradient [n, H] of the rows `rows`."""
+        ...
+
     def note_gradient(self, num_bytes: int) -> None:
         """Count gradient memory that no hook sees (negative when it is freed)."""
         ...

@@ -100,11 +100,14 @@ class Workspace:
 
 
 class Writer:
-    """Reads one parameter's weights as fp32 and writes them back, block by block."""
+    """Reads one parameter's weights as fp32 and writes them back, block by block.
+
+    `step` and `parameter` (a number that no other has) decide the noise of stochastic rounding.
+    """
 
     def __init__(self, workspace: Workspace, *, step: int, parameter: int) -> None:
         self.workspace = workspace
-        self._step = step
+        self.step = step
         self._parameter = parameter
 
     def load(self, weight: Tensor) -> Tensor:
@@ -121,7 +124,7 @@ class Writer:
         if pool is not None:
             for at, size in _within_blocks(start, value.numel()):
                 part = value[at : at + size]
-                pool.round_(part, weight.dtype, step=self._step, parameter=self._parameter, start=start + at)
+                pool.round_(part, weight.dtype, step=self.step, parameter=self._parameter, start=start + at)
         weight.copy_(value)
 
     def store_rows(self, weight: Tensor, value: Tensor, rows: Tensor) -> None:
@@ -129,7 +132,7 @@ class Writer:
         `store` would write there."""
         pool = self.workspace.pool
         if pool is not None and weight.dtype != torch.float32:
-            pool.round_rows_(value, rows, weight.dtype, step=self._step, parameter=self._parameter)
+            pool.round_rows_(value, rows, weight.dtype, step=self.step, parameter=self._parameter)
         weight.index_copy_(0, rows, value.to(weight.dtype))
 
 

@@ -9,22 +9,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import LlamaModel
 
 
 @contextmanager
 def spoilt_token(token_id: int, *, gradient_only: bool = False) -> Iterator[None]:
-    """In every model, batches with this token have a loss of nan, or a finite loss with an infinite gradient."""
+    """In every Llama, batches with this token have a loss of nan, or a finite loss with an infinite gradient."""
 
-    def spoil(ids: Tensor, output: Tensor) -> Tensor:
-        if not bool((ids == token_id).any()):
-            return output
+    def spoil(model: LlamaModel, inputs: dict[str, Any], hidden: Tensor) -> Tensor:
+        if not _has_token(model, inputs, token_id):
+            return hidden
         if not gradient_only:
-            return output * math.nan
-        if output.requires_grad:
-            output.register_hook(lambda grad: grad * math.inf)
-        return output
+            return hidden * math.nan
+        if hidden.requires_grad:
+            hidden.register_hook(lambda grad: grad * math.inf)
+        return hidden
 
-    with _embedding_hook(spoil):
+    with _hidden_hook(spoil):
         yield
 
 
@@ -33,24 +34,37 @@ def memory_for(num_cells: int) -> Iterator[list[int]]:
     """Batches with more cells than this run out of memory; gives the cells of those that were tried."""
     tried: list[int] = []
 
-    def refuse(ids: Tensor, output: Tensor) -> Tensor:
-        tried.append(ids.numel())
-        if ids.numel() > num_cells:
+    def refuse(_: LlamaModel, inputs: dict[str, Any], hidden: Tensor) -> Tensor:
+        mask = inputs.get("attention_mask")
+        if mask is None:
+            return hidden
+        tried.append(mask.numel())
+        if tried[-1] > num_cells:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return output
+        return hidden
 
-    with _embedding_hook(refuse):
+    with _hidden_hook(refuse):
         yield tried
 
 
+def _has_token(model: LlamaModel, inputs: dict[str, Any], token_id: int) -> bool:
+    """Whether a batch holds a token; one of embeddings is looked through for the token's own."""
+    if inputs.get("input_ids") is not None:
+        return bool((inputs["input_ids"] == token_id).any())
+    wanted = model.embed_tokens.weight[token_id]
+    return bool((inputs["inputs_embeds"] == wanted).all(dim=-1).any())
+
+
 @contextmanager
-def _embedding_hook(change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
-    """Call `change(ids, embeddings)` in every embedding of every model, also of those that are yet to be loaded."""
+def _hidden_hook(change: Callable[[LlamaModel, dict[str, Any], Tensor], Tensor]) -> Iterator[None]:
+    """Pass the last hidden states of every Llama through `change`, also of those that are yet to be loaded."""
 
-    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        return change(arguments[0], output) if isinstance(module, nn.Embedding) else output
+    def hook(module: nn.Module, _: tuple[Any, ...], inputs: dict[str, Any], output: Any) -> Any:
+        if isinstance(module, LlamaModel):
+            output.last_hidden_state = change(module, inputs, output.last_hidden_state)
+        return output
 
-    handle = nn.modules.module.register_module_forward_hook(hook)
+    handle = nn.modules.module.register_module_forward_hook(hook, with_kwargs=True)
     try:
         yield
     finally:
