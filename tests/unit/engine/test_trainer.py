@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class Poisoned:
         self.calls = 0
         self.bad = bad
         self.real = trainers.PlainExecutor.loss_of
-        monkeypatch.setattr(trainers.PlainExecutor, "loss_of", lambda executor, batch: self(executor, batch))
+        monkeypatch.setattr(trainers.PlainExecutor, "loss_of", partialmethod(self))
 
     def __call__(self, executor: trainers.PlainExecutor, batch: Any) -> BatchLoss:
         self.calls += 1
