@@ -111,12 +111,12 @@ def measure_base(model: Any) -> int:
     parameters: list[nn.Parameter] = list(model.parameters())
     for parameter in parameters:
         parameter.data = parameter.data.clone()
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad = False
     embedded = model.get_input_embeddings()(torch.arange(8).unsqueeze(0)).detach().requires_grad_()
     model.train()
     model(inputs_embeds=embedded, labels=torch.arange(8).unsqueeze(0), use_cache=False).loss.backward()
     for parameter in parameters:
-        parameter.requires_grad_()
+        parameter.requires_grad = True
     del embedded
     ctypes.CDLL(None).malloc_trim(0)
     lines = _STATUS.read_text(encoding="ascii").splitlines()

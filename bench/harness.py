@@ -15,7 +15,9 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +36,7 @@ _DECIDING = ("MALLOC_", "OMP_", "MKL_", "ONEDNN_", "LD_PRELOAD", "GLIBC_TUNABLES
 
 Dtype = Literal["fp32", "bf16"]
 Allocator = Literal["engine", "default"]
+Clip = Literal["none", "group", "delayed", "second_backward", "spill_memory", "spill_file"]
 
 
 class BenchError(RuntimeError):
@@ -57,13 +60,13 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Who does the step, and how. `allocator`: the environment that `python -m lomo_core` gives itself, or glibc's own."""
+    """Who does the step, and how. `allocator`: the settings that `python -m lomo_core` gives itself, or glibc's own."""
 
     implementation: Literal["lomo_core", "lomo-optim", "torch", "transformers"]
     optimizer: Literal["lomo", "adalomo", "sgd", "adamw"]
     allocator: Allocator = "engine"
     rounding: Literal["nearest", "stochastic"] = "nearest"
-    clip: Literal["none", "group", "delayed", "second_backward", "spill_memory", "spill_file"] = "none"
+    clip: Clip = "none"
 
     @property
     def name(self) -> str:
@@ -86,8 +89,8 @@ class Child:
         BenchError: the process ended; the end of its stderr is in the text.
     """
 
-    def __init__(self, module: str, spec: dict[str, Any], *, allocator: Allocator) -> None:
-        self._name = f"{module} {json.dumps(spec)}"
+    def __init__(self, module: str, spec: dict[str, Any], *, name: str, allocator: Allocator) -> None:
+        self._name = name
         self._errors = tempfile.TemporaryFile(mode="w+", encoding="utf-8")  # noqa: SIM115 - lives as long as the child
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, json.dumps(spec)],
@@ -103,11 +106,15 @@ class Child:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process, and wait for its end. May be called again."""
+        if self._errors.closed:
+            return
         assert self._process.stdin is not None and self._process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):
             self._process.stdin.close()  # the child's signal to end
-        except BrokenPipeError:
-            pass
         self._process.wait()
         self._process.stdout.close()
         self._errors.close()
@@ -126,26 +133,28 @@ class Child:
     def ask(self, command: str) -> dict[str, Any]:
         """Send a line, and wait for its answer."""
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # `read` says what ended the child
             self._process.stdin.write(command + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # `read` says what ended the child
         return self.read()
 
 
 class JsonLines:
-    """A file of results, a line each, written as they come; every line says where and with what it was measured."""
+    """A file of results, a line each, written as they come, from any thread.
+
+    Every line says where and with what it was measured.
+    """
 
     def __init__(self, path: Path, *, bench: str) -> None:
         self.path = path
         self._about = {"bench": bench, **machine()}
+        self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def append(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write a row, and return it with the machine's description."""
         full = {**row, **self._about}
-        with self.path.open("a", encoding="utf-8") as file:
+        with self._lock, self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(full) + "\n")
         return full
 

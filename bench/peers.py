@@ -34,7 +34,7 @@ def lomo_optim_lomo(model: Any, rate: float) -> Step:
 def lomo_optim_adalomo(model: Any, rate: float) -> Step:
     """`lomo_optim.AdaLomo`; its moments are made with `.cuda()`, which is taken for the identity meanwhile."""
     original = torch.Tensor.cuda
-    torch.Tensor.cuda = lambda self: self  # type: ignore[method-assign, assignment]
+    torch.Tensor.cuda = _stay  # type: ignore[method-assign, assignment]
     try:
         optimizer = lomo_optim.AdaLomo(model, lr=rate)
     finally:
@@ -58,6 +58,10 @@ STEPS: dict[tuple[str, str], Callable[[Any, float], Step]] = {
     ("torch", "sgd"): torch_sgd,
     ("torch", "adamw"): torch_adamw,
 }
+
+
+def _stay(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _fused(model: Any, optimizer: Any, rate: float) -> Step:
@@ -90,7 +94,7 @@ class StepServer(Protocol):
         """The step is over."""
 
 
-class _OnCommand(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+class _OnCommand(TrainerCallback):
     """Holds the Trainer at the start of each step until it is told to go on."""
 
     def __init__(self, server: StepServer) -> None:
