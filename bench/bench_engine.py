@@ -6,8 +6,7 @@
 
 Groups of implementations take turns step by step, and ratios are taken inside a group alone. Two lanes run at once,
 each on a core of its own with one thread: fp32, and the rest. Peers run with glibc's own allocator settings and with
-those the engine gives itself. Of each pair the slower is sent away after the first round (its memory is known by then),
-so that no implementation gets two tries to our one.
+those the engine gives itself. Three rounds where speed is compared, one where only memory counts.
 """
 
 from __future__ import annotations
@@ -72,9 +71,7 @@ class Group:
     @property
     def estimate_s(self) -> float:
         """Seconds it should take."""
-        pairs = len(self.variants) - len({(v.implementation, v.optimizer, v.rounding, v.clip) for v in self.variants})
-        steps = len(self.variants) * self.rounds - pairs * (self.rounds - 1)
-        return len(self.variants) * _START_S + steps * _STEP_S[self.cell.dtype, self.cell.seq]
+        return len(self.variants) * (_START_S + self.rounds * _STEP_S[self.cell.dtype, self.cell.seq])
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +117,10 @@ def grid(cell: Cell, *, quick: bool) -> list[Work]:
     peers = [Variant(*who, a) for who in (("lomo-optim", "lomo"), ("torch", "sgd")) for a in ALLOCATORS]
     adalomo = [Variant("lomo_core", "adalomo"), *(Variant("lomo-optim", "adalomo", a) for a in ALLOCATORS)]
     large = [Variant(*who, a) for who in (("torch", "adamw"), ("transformers", "lomo")) for a in ALLOCATORS]
-    few = 1 if quick or cell.seq > 256 else 2
     return [
         Group("lomo", cell, (*lomo, *peers), 1 if quick else 3),
-        Group("adalomo", cell, tuple(adalomo), few),
-        Group("adamw", cell, tuple(large), few),
+        Group("adalomo", cell, tuple(adalomo), 1 if quick or cell.seq > 256 else 2),
+        Group("adamw", cell, tuple(large), 1),
     ]
 
 
@@ -180,15 +176,12 @@ class Lane(threading.Thread):
                     found[variant] = (children[variant].read(), [])
                 except BenchError as error:
                     self._give_up(children, variant, str(error))
-            for number in range(group.rounds):
+            for _ in range(group.rounds):
                 for variant in list(children):
                     try:
                         found[variant][1].append(children[variant].ask("step"))
                     except BenchError as error:
                         self._give_up(children, variant, str(error))
-                if number == 0:
-                    for variant in slower_allocators({v: found[v][1][0]["cpu_s"] for v in children}):
-                        children.pop(variant).close()
         for variant, (base, steps) in found.items():
             if steps:
                 yield result_of(group, variant, base, steps) | {"threads": self._threads}
@@ -209,16 +202,6 @@ class Lane(threading.Thread):
             "spill_dir": spill_dir,
         }
         return Child("bench.cell", spec, name=f"{cell.name} {variant.name}", allocator=variant.allocator)
-
-
-def slower_allocators(cpu_s: dict[Variant, float]) -> list[Variant]:
-    """Of variants that differ in their allocator alone, those that are not the fastest."""
-    best: dict[tuple[str, ...], Variant] = {}
-    for variant, seconds in cpu_s.items():
-        key = (variant.implementation, variant.optimizer, variant.rounding, variant.clip)
-        if key not in best or seconds < cpu_s[best[key]]:
-            best[key] = variant
-    return [variant for variant in cpu_s if variant not in best.values()]
 
 
 def result_of(group: Group, variant: Variant, base: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, Any]:

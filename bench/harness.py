@@ -106,12 +106,6 @@ class Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the process, and wait for its end. May be called again."""
-        if self._errors.closed:
-            return
         assert self._process.stdin is not None and self._process.stdout is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()  # the child's signal to end
@@ -184,10 +178,15 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Git commit of the measured code, with `-dirty` where packages of ours differ from it."""
-    arguments = ["git", "describe", "--always", "--abbrev=12", "--match=NoTag", "--dirty"]
-    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
+    """Git commit of the measured code, with `-dirty` where the engine or a benchmark differs from it."""
+    head, changes = (
+        subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S607
+        for arguments in (
+            ("rev-parse", "--short=12", "HEAD"),
+            ("status", "--porcelain", "--", "lomo_core", "bench/*.py"),
+        )
+    )
+    return (head or "unknown") + ("-dirty" if changes else "")
 
 
 def base_model() -> Path:
