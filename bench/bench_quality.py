@@ -1,8 +1,8 @@
 """Does LOMO in bf16 learn what AdamW in fp32 learns? Two tasks, three ways of training, three learning rates each.
 
 `make bench-quality`, about 90 minutes on two idle cores. SmolLM2-135M is fine-tuned through the engine, as a process
-each (`python -m lomo_core train`): the same rows in the same order, the same number of steps. Held-back rows are halved:
-by the one half the best rate of each way is chosen, the other half says how good it is. Results go to
+each (`python -m lomo_core train`): the same rows in the same order, the same number of steps. Held-back rows are
+halved: by the one half the best rate of each way is chosen, the other half says how good it is. Results go to
 `bench/results/<date>-quality.jsonl` as they come; a run that is in the file already, with the same commit and settings,
 is not made again.
 """

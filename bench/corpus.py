@@ -1,8 +1,8 @@
 """The two tasks of `bench_quality.py`, made from what pip installs: each sentence is to be routed to its topic.
 
 `docs`: sentences of Python's own documentation, the demo's data (`local/demo_data.py`). `chat`: what people say to a
-chatbot, of the English part of `chatterbot-corpus`, lowercased and without punctuation, since some of its files could be
-told by their capitals. Topics are named by one token each, so that their likelihoods compare. Splits depend on the
+chatbot, of the English part of `chatterbot-corpus`, lowercased and without punctuation, since some of its files could
+be told by their capitals. Topics are named by one token each, so that their likelihoods compare. Splits depend on the
 sentences alone.
 """
 

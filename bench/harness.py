@@ -179,14 +179,13 @@ def machine() -> dict[str, Any]:
 
 def commit() -> str:
     """Git commit of the measured code, with `-dirty` where the engine or a benchmark differs from it."""
-    head, changes = (
-        subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S607
-        for arguments in (
-            ("rev-parse", "--short=12", "HEAD"),
-            ("status", "--porcelain", "--", "lomo_core", "bench/*.py"),
-        )
-    )
-    return (head or "unknown") + ("-dirty" if changes else "")
+    changes = _git("status", "--porcelain", "--", "lomo_core", "bench/*.py")
+    return (_git("rev-parse", "--short=12", "HEAD") or "unknown") + ("-dirty" if changes else "")
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def base_model() -> Path:
