@@ -135,13 +135,14 @@ class Lane(threading.Thread):
     """Measures its list of work on a core of its own."""
 
     def __init__(self, work: list[Work], *, cpu: int | None, threads: int, out: JsonLines) -> None:
-        super().__init__()
+        super().__init__(daemon=True)  # children end with our end of their pipes, so an interrupt ends everything
         self._work = work
         self._cpu = cpu
         self._threads = threads
         self._out = out
         self.rows: list[dict[str, Any]] = []
         self.errors: list[str] = []
+        self.is_done = False
 
     def run(self) -> None:
         """Measure; what fails is kept, and the rest goes on."""
@@ -154,6 +155,7 @@ class Lane(threading.Thread):
             # The plan's remainder, at the pace so far.
             left_s = (planned - done) * (time.monotonic() - start) / done
             say(f"{work.name}: {len(rows)} results; about {left_s / 60:.1f} min left in this lane")
+        self.is_done = True
 
     def _hooks(self, work: Hooks) -> Iterator[dict[str, Any]]:
         spec = {"num_tensors": work.num_tensors, "rounds": work.rounds, "cpu": self._cpu}
@@ -249,7 +251,10 @@ def measure(arguments: argparse.Namespace, out: JsonLines) -> tuple[list[dict[st
         thread.start()
     for thread in threads:
         thread.join()
-    return [row for thread in threads for row in thread.rows], [e for thread in threads for e in thread.errors]
+    rows = [row for thread in threads for row in thread.rows]
+    errors = [error for thread in threads for error in thread.errors]
+    broken = [f"{thread.name} broke off: its traceback is on stderr" for thread in threads if not thread.is_done]
+    return rows, errors + broken
 
 
 def main() -> int:
