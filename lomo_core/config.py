@@ -87,6 +87,9 @@ class DataConfig:
     texts are cut into several rows."""
     train_on: TrainOn = "assistant"
     """`assistant`: what the assistant says, or the completion; `all`: prompts too."""
+    packing: bool = False
+    """Put several rows into one sequence of `max_seq_length`, which do not see each other; `batch_size` then counts
+    sequences."""
     cache_dir: str | None = None
     """Folder for encoded rows, which attempts at one run may share; None: `run_dir/tokens`."""
 

@@ -23,6 +23,7 @@ import transformers
 
 from lomo_core import checkpoint as checkpoints
 from lomo_core.config import OptimizerConfig, TrainConfig
+from lomo_core.data.packing_check import check_packing
 from lomo_core.data.token_cache import Watch
 from lomo_core.data.training_data import cache_dir_of, open_training_data
 from lomo_core.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
@@ -131,6 +132,8 @@ class Trainer:
         source = config.model_path if found is None else found[0]
         with out_of_memory_named("while loading the model", lambda: None):
             self._model = load_model(source, precision=config.precision, device=self._device)
+        if config.data.packing:
+            check_packing(self._model)
         self._check_fits(folder.config)
         if config.activation_checkpointing and not enable_activation_checkpointing(self._model):
             self._journal.say("warn", "this architecture has no activation checkpointing: the setting has no effect")
@@ -353,6 +356,7 @@ def run_sha256(config: TrainConfig) -> str:
     deciding["max_seq_length"] = config.data.max_seq_length
     deciding["train_on"] = config.data.train_on
     deciding["format"] = config.data.format
+    deciding["packing"] = config.data.packing
     deciding["train_sha256"] = checkpoints.sha256_of_file(Path(config.data.train_path))
     deciding["model_sha256"] = checkpoints.sha256_of_file(Path(config.model_path) / "config.json")
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()

@@ -30,10 +30,10 @@ class Batch:
 
     input_ids: Tensor
     """int64"""
-    attention_mask: Tensor
-    """int64, 1 where there is a token"""
+    attention_mask: Tensor | None
+    """int64, 1 where there is a token; None: packed rows, told apart by where `position_ids` begin anew"""
     position_ids: Tensor
-    """int64, from 0 at each row's first token"""
+    """int64, from 0 at each row's first token; 0 at padding"""
     labels: Tensor
     """int64: the token itself where it is a target of the loss, else `IGNORE`"""
     num_tokens: int
@@ -44,7 +44,7 @@ class Batch:
         return replace(
             self,
             input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
+            attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
             position_ids=self.position_ids.to(device),
             labels=self.labels.to(device),
         )

@@ -6,7 +6,7 @@ epoch's order costs 8 bytes per row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -48,24 +48,12 @@ class BatchPlan:
     def longest_step(self, *, first: int, total_steps: int) -> int:
         """The earliest of the steps from `first` to before `total_steps` whose batch has the most cells, padding
         included."""
-        best, most_cells = first, 0
-        for epoch in range(first // self.batches_per_epoch, -(-total_steps // self.batches_per_epoch)):
-            start = epoch * self.batches_per_epoch
-            cells = self._cells_of_epoch(epoch)[: total_steps - start]
-            cells[: max(0, first - start)] = 0
-            place = int(cells.argmax())
-            if cells[place] > most_cells:
-                best, most_cells = start + place, int(cells[place])
-        return best
+        return longest_step(self._cells_of_epoch, self.batches_per_epoch, first=first, total_steps=total_steps)
 
     def _cells_of_epoch(self, epoch: int) -> NDArray[np.int64]:
         """Cells of each batch of an epoch [batches_per_epoch], in the order of the steps."""
         rows, batches = self._epoch(epoch)
-        starts = np.arange(0, len(rows), self._batch_size)
-        longest = np.maximum.reduceat(self._lengths[rows], starts)
-        num_rows = np.diff(starts, append=len(rows))
-        cells: NDArray[np.int64] = (batch_width(longest) * num_rows)[batches]
-        return cells
+        return cells_of_batches(self._lengths[rows], self._batch_size)[batches]
 
     def _order_of_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows sorted by length within windows [num_rows], and the order of the batches that they are cut into."""
@@ -75,6 +63,28 @@ class BatchPlan:
         keys = np.arange(len(rows)) // window * (int(self._lengths.max()) + 1) + self._lengths[rows]
         batches = shuffled_range(self.batches_per_epoch, self._seed, epoch, _BATCH_ORDER)
         return rows[np.argsort(keys, kind="stable")], batches
+
+
+def cells_of_batches(lengths: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+    """Cells, padding included, of each batch that a list of sequences is cut into, from their lengths."""
+    starts = np.arange(0, len(lengths), batch_size)
+    return batch_width(np.maximum.reduceat(lengths, starts)) * np.diff(starts, append=len(lengths))
+
+
+def longest_step(
+    cells_of_epoch: Callable[[int], NDArray[np.int64]], batches_per_epoch: int, *, first: int, total_steps: int
+) -> int:
+    """The earliest of the steps from `first` to before `total_steps` with the most cells, from the cells of each step
+    of an epoch."""
+    best, most_cells = first, 0
+    for epoch in range(first // batches_per_epoch, -(-total_steps // batches_per_epoch)):
+        start = epoch * batches_per_epoch
+        cells = cells_of_epoch(epoch)[: total_steps - start]
+        cells[: max(0, first - start)] = 0
+        place = int(cells.argmax())
+        if cells[place] > most_cells:
+            best, most_cells = start + place, int(cells[place])
+    return best
 
 
 def shuffled_range(num_items: int, *words: int) -> NDArray[np.int64]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from lomo_core.config import DataFormat
+from lomo_core.config import DataConfig, DataFormat
 from lomo_core.data.formats import RowReader, read_rows
 from lomo_core.data.json_rows import MAX_ROW_BYTES, PIECE_CHARS
 from lomo_core.data.rows import ChatMessage, ChatRow, ChoiceRow, CompletionRow, Row, TextRow, ToolCall
-from lomo_core.errors import DataError
+from lomo_core.errors import ConfigError, DataError
 from tests.support.tiny_model import chat, choice_rows, write_jsonl
 
 USER = {"role": "user", "content": "hi"}
@@ -166,6 +166,13 @@ def test_the_first_twenty_errors_are_listed(tmp_path: Path) -> None:
     message = error_of(write_jsonl(tmp_path / "rows.jsonl", rows))
     assert message.startswith("30 rows are wrong, the first 20 of them:\nline 2: ")
     assert message.count("\n") == 20
+
+
+def test_choices_cannot_be_given_as_what_to_train_on() -> None:
+    with pytest.raises(ConfigError, match="cannot be trained on") as caught:
+        DataConfig(train_path="x", format="choice")
+    assert caught.value.param == "format"
+    assert DataConfig(train_path="x", validation_format="choice").packing is False
 
 
 def test_formats_do_not_mix(tmp_path: Path) -> None:
