@@ -5,12 +5,14 @@ A cache is a folder `tokens-<key>`: `ids.bin` (int32) and `trained.bin` (bool) o
 `ends.bin` (int64, where each row ends), `cut.bin` (bool, whether it lost its beginning), and `meta.json` with counts,
 sizes and SHA-256. The key is the hash of all that decides the tokens: the file, the tokenizer with its template, the
 options, the libraries. It is written beside its place, put on disk and renamed, so that it is whole or absent; a
-damaged one is found by its hashes and written anew. One process at a time may use a cache's parent folder.
+damaged one is found by its hashes and written anew. Several processes may use the same parent folder: each writes a
+folder of its own, which it keeps locked (`flock`) while it lives, so that what a dead one left is known and swept.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +20,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,23 +122,58 @@ def open_dataset(
             return TokenDataset(folder, counts)
         watch.say("the encoded rows on disk are damaged: they are made anew")
         shutil.rmtree(folder)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    for leftover in cache_dir.glob(".tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary = cache_dir / f".tmp-{uuid.uuid4().hex[:8]}"
-    temporary.mkdir()
+    # What a job learns from is nobody else's to read.
+    cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _sweep(cache_dir)
+    encoder = RowEncoder(tokenizer, max_seq_length=options.max_seq_length, train_on=options.train_on)
     try:
-        encoder = RowEncoder(tokenizer, max_seq_length=options.max_seq_length, train_on=options.train_on)
-        counts = _write(temporary, key, _encoded_rows(source, encoder, watch))
-        temporary.rename(folder)
-        _fsync(cache_dir)
+        with _own_folder(cache_dir) as own:
+            counts = _write(own, key, _encoded_rows(source, encoder, watch))
+            _rename(own, folder)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         raise DiskFullError("the disk is full: the encoded rows could not be written, make room") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return TokenDataset(folder, counts)
+
+
+@contextmanager
+def _own_folder(parent: Path) -> Iterator[Path]:
+    """A temporary folder, locked as long as it is being filled; gone afterwards unless it was renamed."""
+    path = parent / f".tmp-{uuid.uuid4().hex[:8]}"
+    path.mkdir()
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield path
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Delete the temporary folders that no living process has locked."""
+    for path in parent.glob(".tmp-*"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(descriptor)
+
+
+def _rename(path: Path, target: Path) -> None:
+    """Make a whole folder exist."""
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        # Another process was faster: its folder holds the same.
+        return
+    _fsync(target.parent)
 
 
 def _key(source: RowReader, tokenizer: Any, options: EncodeOptions) -> str:

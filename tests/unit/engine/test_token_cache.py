@@ -136,6 +136,23 @@ def test_a_stop_leaves_nothing_and_leftovers_are_swept(tmp_path: Path, tokenizer
     assert folder.name.startswith("tokens-")
 
 
+def test_two_processes_may_encode_the_same_file_at_once(tmp_path: Path, tokenizer: Any) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", chat_rows(70))
+    other: list[TokenDataset] = []
+
+    def overtake() -> None:
+        if not other:
+            other.append(open_rows(path, tokenizer))
+
+    slow = Heard()
+    slow.watch = Watch(say=slow.said.append, check=overtake)
+    rows = open_rows(path, tokenizer, heard=slow)
+    # The faster one has not swept the slower one's folder, and the slower one has used the faster one's.
+    assert rows.counts == other[0].counts and slow.said == []
+    np.testing.assert_array_equal(rows.row(3).ids, other[0].row(3).ids)
+    assert [folder.name.startswith("tokens-") for folder in (tmp_path / "cache").iterdir()] == [True]
+
+
 def test_a_full_disk(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", chat_rows(5))
 
