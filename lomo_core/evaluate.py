@@ -21,8 +21,8 @@ from torch import Tensor
 
 from lomo_core.config import DataConfig
 from lomo_core.data.batches import Batch, collate, positions
-from lomo_core.data.formats import RowReader, read_rows
-from lomo_core.data.rows import ChoiceRow
+from lomo_core.data.formats import RowErrors, RowReader, read_rows
+from lomo_core.data.rows import ChoiceRow, RowError, WrongRow
 from lomo_core.data.template import ChatEncoder
 from lomo_core.data.token_cache import EncodeOptions, TokenDataset, Watch, open_dataset
 from lomo_core.events import Evaluation
@@ -53,11 +53,7 @@ class Evaluator:
         self._rows: TokenDataset | None = None
         self._choices: list[_EncodedChoice] = []
         if source.has_choices():
-            encoder = ChatEncoder(tokenizer)
-            for row in read_rows(source):
-                assert isinstance(row, ChoiceRow)
-                watch.check()
-                self._choices.append(_encode_choice(row, encoder, max_seq_length=data.max_seq_length))
+            self._choices = _encode_choices(source, tokenizer, max_seq_length=data.max_seq_length)
             self.num_rows = len(self._choices)
         else:
             options = EncodeOptions(max_seq_length=data.max_seq_length, train_on=data.train_on)
@@ -137,6 +133,25 @@ def group_by_tokens(lengths: list[int], limit: int) -> list[range]:
             groups.append(range(first, place))
             first = place
     return groups
+
+
+def _encode_choices(source: RowReader, tokenizer: Any, *, max_seq_length: int) -> list[_EncodedChoice]:
+    """Every row of choices.
+
+    Raises:
+        DataError: rows are wrong, or the template refuses them.
+    """
+    encoder = ChatEncoder(tokenizer)
+    errors = RowErrors(source.param)
+    choices: list[_EncodedChoice] = []
+    for row in read_rows(source):
+        assert isinstance(row, ChoiceRow)
+        try:
+            choices.append(_encode_choice(row, encoder, max_seq_length=max_seq_length))
+        except RowError as error:
+            errors.add(WrongRow(row.where, str(error)))
+    errors.raise_if_any()
+    return choices
 
 
 def _encode_choice(row: ChoiceRow, encoder: ChatEncoder, *, max_seq_length: int) -> _EncodedChoice:

@@ -43,6 +43,8 @@ _META_NAME = "meta.json"
 _DTYPES = {"ids.bin": "<i4", "trained.bin": "?", "ends.bin": "<i8", "cut.bin": "?"}
 _MAX_META_BYTES = 64 * 1024
 _BUFFER_BYTES = 1 << 20
+# Hashed in about 1 ms.
+_HASH_BLOCK_BYTES = 1 << 20
 # Short files are done before anybody looks; then a line every few seconds is enough to see that it goes on.
 _QUIET_S = 2.0
 _SAY_EVERY_S = 5.0
@@ -114,10 +116,10 @@ def open_dataset(
         ModelError: the tokenizer lacks what the format needs.
         DiskFullError: there is no room; nothing is left behind.
     """
-    key = _key(source, tokenizer, options)
+    key = _key(source, tokenizer, options, watch)
     folder = cache_dir / f"tokens-{key[:32]}"
     if folder.exists():
-        counts = _verify(folder, key)
+        counts = _verify(folder, key, watch)
         if counts is not None:
             return TokenDataset(folder, counts)
         watch.say("the encoded rows on disk are damaged: they are made anew")
@@ -176,13 +178,11 @@ def _rename(path: Path, target: Path) -> None:
     _fsync(target.parent)
 
 
-def _key(source: RowReader, tokenizer: Any, options: EncodeOptions) -> str:
+def _key(source: RowReader, tokenizer: Any, options: EncodeOptions, watch: Watch) -> str:
     """Hash, in hex, of all that decides the tokens of a file."""
-    with source.path.open("rb") as stream:
-        file_sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     deciding = {
         "version": _VERSION,
-        "file": file_sha256,
+        "file": _sha256(source.path, watch),
         "format": source.format,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
@@ -312,18 +312,28 @@ def _append_rows(files: dict[str, _HashedFile], rows: Iterator[EncodedRow]) -> T
     )
 
 
-def _verify(folder: Path, key: str) -> TokenCounts | None:
+def _verify(folder: Path, key: str, watch: Watch) -> TokenCounts | None:
     """The counts of a cache that is whole, or None."""
     try:
         with (folder / _META_NAME).open("rb") as stream:
             meta = json.loads(stream.read(_MAX_META_BYTES))
         for name in _DTYPES:
-            with (folder / name).open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != meta["files"][name]["sha256"]:
-                    return None
+            if _sha256(folder / name, watch) != meta["files"][name]["sha256"]:
+                return None
         return TokenCounts(**meta["counts"]) if meta["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _sha256(path: Path, watch: Watch) -> str:
+    """SHA-256 of a file's bytes, in hex; can be stopped, since a large file takes minutes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+            if len(block) == _HASH_BLOCK_BYTES:
+                watch.check()
+    return digest.hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -16,6 +16,7 @@ from lomo_core.data.formats import RowReader, read_rows
 from lomo_core.data.rows import ChoiceRow
 from lomo_core.data.template import ChatEncoder
 from lomo_core.data.token_cache import Watch
+from lomo_core.errors import DataError
 from lomo_core.evaluate import Evaluator, group_by_tokens
 from lomo_core.model import load_model, load_tokenizer
 from tests.support.tiny_model import VOCAB_SIZE, chat_rows, choice_rows, write_jsonl
@@ -139,6 +140,14 @@ def test_long_prompts_are_cut(tokenizer: Any, tmp_path: Path) -> None:
     evaluator = evaluator_of(path, tokenizer, max_seq_length=40)
     (row,) = evaluator._choices
     assert len(row.prompt) + max(map(len, row.choices)) == 40
+
+
+def test_choices_that_the_template_refuses(tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.chat_template = "{% if 'moon' in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}"
+    with pytest.raises(DataError, match="2 rows are wrong:\nline 2: the model's chat template refuses") as caught:
+        evaluator_of(write_jsonl(tmp_path / "choices.jsonl", choice_rows(8)), tokenizer)
+    assert caught.value.param == "validation_file"
 
 
 def test_evaluation_can_be_ended(model: Any, tokenizer: Any, mixed_choices: Path) -> None:

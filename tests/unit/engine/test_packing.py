@@ -19,6 +19,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -166,10 +168,18 @@ class CountsOn(GPT2LMHeadModel):
 
 def test_architectures_that_do_not_are_refused() -> None:
     torch.manual_seed(0)
+    broken = make_model("llama")
+    torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
+    # Its positions come from the attention mask.
+    opt = OPTForCausalLM(
+        OPTConfig(vocab_size=VOCAB_SIZE, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4)
+    )
     bloom = BloomForCausalLM(BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=32, n_layer=2, n_head=4))
     for model, reason in (
         (SeesAll(ARCHITECTURES["llama"][1]), r"a SeesAll cannot be packed \(a row sees the rows before it\)"),
         (SeesAll(ARCHITECTURES["llama"][1]).bfloat16(), "a row sees the rows before it"),
+        (opt, "a row sees the rows before it"),
+        (broken, "a row sees the rows before it"),
         (CountsOn(ARCHITECTURES["gpt2"][1]), "not those of the row alone"),
         (bloom, r"a BloomForCausalLM cannot be packed \(it takes no positions\): set packing to false"),
     ):
