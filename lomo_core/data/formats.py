@@ -16,6 +16,7 @@ and are read one at a time: a file may be larger than memory. Torch-free: a serv
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -93,7 +94,8 @@ class RowReader:
             self.format = "plain"
         self.num_bytes_read = 0
         try:
-            self.num_bytes = self.path.stat().st_size
+            with self.path.open("rb") as stream:
+                self.num_bytes = stream.seek(0, os.SEEK_END)
         except OSError as error:
             raise self._unreadable(error) from error
 

@@ -207,6 +207,7 @@ def test_preferences_are_refused_with_a_reason(tmp_path: Path, row: Any) -> None
 
 def test_a_missing_file(tmp_path: Path) -> None:
     assert "cannot be read: No such file" in error_of(tmp_path / "none.jsonl")
+    assert "cannot be read: Is a directory" in error_of(tmp_path)
 
 
 def test_good_rows(tmp_path: Path) -> None:
