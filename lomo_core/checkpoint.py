@@ -123,6 +123,8 @@ def load_optimizer(path: Path, optimizer: FusedOptimizer, state: TrainerState) -
             "param_groups": optimizer.state_dict()["param_groups"],
             "step": state.optimizer_step,
             "seed": state.optimizer_seed,
+            "loss_scale": None,
+            "previous_grad_norm": None,
         }
     )
 

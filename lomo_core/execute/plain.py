@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lomo_core.data.batches import Batch
-from lomo_core.head import batch_loss
+from lomo_core.head import BatchLoss, batch_loss
 from lomo_core.memory.meter import Meter
 from lomo_core.optim.fused import FusedOptimizer
+from lomo_core.vocabulary_head import VocabularyHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,16 @@ class PlainExecutor:
         self._model = model
         self._optimizer = optimizer
         self._meter = meter
+        self._head = VocabularyHead.find(model, optimizer)
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether the model does more with its head's weight than multiply, so that its logits have to be made."""
+        return self._head is None
+
+    def loss_of(self, batch: Batch) -> BatchLoss:
+        """Forward pass and loss of one micro-batch, as in training; under `no_grad` a measurement."""
+        return batch_loss(self._model, batch) if self._head is None else self._head.loss(batch)
 
     def run(self, batches: list[Batch]) -> StepResult:
         """Forward, backward and update on one micro-batch.
@@ -42,7 +53,7 @@ class PlainExecutor:
         if len(batches) != 1:
             raise ValueError(f"the plain executor takes exactly one micro-batch, not {len(batches)}")
         self._model.train()
-        result = batch_loss(self._model, batches[0])
+        result = self.loss_of(batches[0])
         # The one wait for the device: a loss that is not finite must not reach the weights.
         loss = float(result.loss.detach())
         self._meter.forward_done()

@@ -27,7 +27,7 @@ _DECAY_EXPONENT = -0.8
 def adalomo_update(weight: Tensor, grad: Tensor, update: Update, *, clipping: Clipping) -> None:
     """One step of AdaLomo, in place; fp32 inside, a few blocks of scratch.
 
-    weight, grad: [..., m, n], [n] or []; fp32 or bf16. With b = 1 - t^-0.8 and s = g^2 + 1e-30:
+    weight, grad: [..., m, n], [n] or []; fp32, bf16 or fp16. With b = 1 - t^-0.8 and s = g^2 + 1e-30:
     `row [..., m] = b row + (1-b) mean_n(s)`, `col [..., n] = b col + (1-b) mean_m(s)`,
     `u = g / sqrt(row col^T / mean(row))` (vectors: `g / sqrt(v)`), `u /= max(1, RMS(u))`,
     `a = lr max(1e-3, RMS(w))`, `w = w (1 - a weight_decay) - a u`. RMS is over the whole tensor.
@@ -63,7 +63,8 @@ class AdaLomo(FusedOptimizer):
     tensor's update is normalised.
     """
 
-    def _apply(self, param: Tensor, grad: Tensor, update: Update, *, clipping: Clipping) -> None:
+    def _apply(self, param: Tensor, grad: Tensor, update: Update, *, clipping: Clipping, start: int) -> None:
+        assert start == 0
         adalomo_update(param, grad, update, clipping=clipping)
 
 
@@ -103,11 +104,7 @@ class _Pair:
     def gradient(self, block: _Block) -> Tensor:
         """The block's clipped gradient, fp32 [b, r, n]."""
         grad = self.grad[block.batch, block.rows]
-        flat = load_gradient(grad.reshape(-1), self.update.writer, limit=self.clipping.limit)
-        if self.clipping.coefficient is not None:
-            scratch = self.update.writer.workspace.buffer("gradient", flat.numel())
-            flat = torch.mul(flat, self.clipping.coefficient, out=scratch)
-        return flat.view(grad.shape)
+        return load_gradient(grad.reshape(-1), self.update.writer, self.clipping).view(grad.shape)
 
     def scratch(self, shape: torch.Size) -> Tensor:
         """Uninitialised fp32 of that shape."""
