@@ -12,6 +12,7 @@ import json
 import math
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ import transformers
 
 from lomo_core import checkpoint as checkpoints
 from lomo_core.config import OptimizerConfig, TrainConfig
-from lomo_core.data.batches import BatchPlan, collate
-from lomo_core.data.formats import read_chat_rows
-from lomo_core.data.template import ChatEncoder, EncodedRow
+from lomo_core.data.packing_check import check_packing
+from lomo_core.data.token_cache import Watch
+from lomo_core.data.training_data import cache_dir_of, open_training_data
 from lomo_core.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
 from lomo_core.evaluate import Evaluator
 from lomo_core.events import Checkpoint, Evaluation, Finished, Started, Step
@@ -110,11 +111,19 @@ class Trainer:
         folder = read_model_folder(config.model_path)
         self._warn_about_rate(config.optimizer)
         self._tokenizer = load_tokenizer(config.model_path)
-        self._rows = self._encode_training_rows()
-        self._evaluator = self._build_evaluator()
+        watch = Watch(say=partial(self._journal.say, "info"), check=self._stop.raise_if_requested)
+        self._data = open_training_data(
+            config.data,
+            self._tokenizer,
+            run_dir=config.run_dir,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            watch=watch,
+        )
         self._stop.raise_if_requested()
-        self._plan = BatchPlan([len(row.ids) for row in self._rows], batch_size=config.batch_size, seed=config.seed)
-        self._total_steps = config.n_epochs * self._plan.batches_per_epoch
+        self._evaluator = self._build_evaluator(watch)
+        self._stop.raise_if_requested()
+        self._total_steps = config.n_epochs * self._data.batches_per_epoch
         if config.max_steps is not None:
             self._total_steps = min(self._total_steps, config.max_steps)
         self._warmup = warmup_steps(self._total_steps, config.schedule.warmup_ratio)
@@ -123,6 +132,8 @@ class Trainer:
         source = config.model_path if found is None else found[0]
         with out_of_memory_named("while loading the model", lambda: None):
             self._model = load_model(source, precision=config.precision, device=self._device)
+        if config.data.packing:
+            check_packing(self._model)
         self._check_fits(folder.config)
         if config.activation_checkpointing and not enable_activation_checkpointing(self._model):
             self._journal.say("warn", "this architecture has no activation checkpointing: the setting has no effect")
@@ -133,21 +144,11 @@ class Trainer:
         self._executor = PlainExecutor(self._model, self._optimizer, self._meter)
         self._announce()
 
-    def _encode_training_rows(self) -> list[EncodedRow]:
-        data = self._config.data
-        rows = read_chat_rows(data.train_path)
-        self._stop.raise_if_requested()
-        return ChatEncoder(self._tokenizer).encode(
-            rows, max_seq_length=data.max_seq_length, train_on=data.train_on, param="training_file"
-        )
-
-    def _build_evaluator(self) -> Evaluator | None:
+    def _build_evaluator(self, watch: Watch) -> Evaluator | None:
         data = self._config.data
         if data.validation_path is None:
             return None
-        return Evaluator(
-            data.validation_path, self._tokenizer, max_seq_length=data.max_seq_length, train_on=data.train_on
-        )
+        return Evaluator(data, self._tokenizer, cache_dir=cache_dir_of(data, self._config.run_dir), watch=watch)
 
     def _warn_about_rate(self, optimizer: OptimizerConfig) -> None:
         if optimizer.name == "lomo" and optimizer.learning_rate < _ADAM_SCALE:
@@ -171,7 +172,7 @@ class Trainer:
         return None
 
     def _check_fits(self, model_config: dict[str, Any]) -> None:
-        longest = max(len(row.ids) for row in self._rows)
+        longest = self._data.counts.longest_row
         limit = (model_config.get("text_config") or model_config).get("max_position_embeddings")
         if isinstance(limit, int) and longest > limit:
             raise ConfigError(
@@ -180,7 +181,7 @@ class Trainer:
                 param="max_seq_length",
             )
         vocabulary = self._model.get_input_embeddings().weight.shape[0]
-        highest = max(int(row.ids.max()) for row in self._rows)
+        highest = self._data.counts.highest_token_id
         if highest >= vocabulary:
             raise ConfigError(
                 f"the tokenizer gives token {highest} but the model has {vocabulary}: they do not belong together",
@@ -201,9 +202,9 @@ class Trainer:
                 step=self._step,
                 total_steps=self._total_steps,
                 num_parameters=sum(p.numel() for p in self._model.parameters()),
-                num_train_rows=len(self._rows),
-                num_truncated_rows=sum(row.is_cut for row in self._rows),
-                num_trainable_tokens=sum(row.num_trained for row in self._rows),
+                num_train_rows=self._data.counts.num_rows,
+                num_truncated_rows=self._data.counts.num_truncated,
+                num_trainable_tokens=self._data.counts.num_trained,
                 device=device,
                 device_bytes=device_bytes,
             )
@@ -225,8 +226,7 @@ class Trainer:
         torch.manual_seed(mix(config.seed, step, _DROPOUT))
         with out_of_memory_named(f"in step {step + 1}", lambda: self._meter.last):
             self._meter.begin_step()
-            rows = [self._rows[place] for place in self._plan.rows_of(step)]
-            batch = collate(rows, pad_token_id=self._tokenizer.pad_token_id).to(self._device)
+            batch = self._data.batch(step).to(self._device)
             result = self._executor.run([batch])
             memory = self._meter.end_step()
         self._step += 1
@@ -238,7 +238,7 @@ class Trainer:
             Step(
                 step=self._step,
                 total_steps=self._total_steps,
-                epoch=self._step / self._plan.batches_per_epoch,
+                epoch=self._step / self._data.batches_per_epoch,
                 loss=result.loss,
                 mean_token_accuracy=result.num_correct / batch.num_trained,
                 learning_rate=rate,
@@ -355,6 +355,8 @@ def run_sha256(config: TrainConfig) -> str:
     deciding: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in _NOT_OF_THE_RUN}
     deciding["max_seq_length"] = config.data.max_seq_length
     deciding["train_on"] = config.data.train_on
+    deciding["format"] = config.data.format
+    deciding["packing"] = config.data.packing
     deciding["train_sha256"] = checkpoints.sha256_of_file(Path(config.data.train_path))
     deciding["model_sha256"] = checkpoints.sha256_of_file(Path(config.model_path) / "config.json")
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
