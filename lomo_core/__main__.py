@@ -16,13 +16,14 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import traceback
 from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lomo_core.config import TrainConfig
+from lomo_core.config import DataConfig, TrainConfig
 from lomo_core.death_watch import start_death_watch
 from lomo_core.errors import ConfigError, DiskFullError, EngineError
 from lomo_core.events import Failed
@@ -124,12 +125,16 @@ def _evaluate(arguments: argparse.Namespace, environment: MutableMapping[str, st
     evaluate = importlib.import_module("lomo_core.evaluate")
     read_model_folder(arguments.model)
     tokenizer = engine.load_tokenizer(arguments.model)
-    evaluator = evaluate.Evaluator(
-        arguments.data, tokenizer, max_seq_length=arguments.max_seq_length, train_on="assistant"
+    data = DataConfig(
+        train_path=arguments.data, validation_path=arguments.data, max_seq_length=arguments.max_seq_length
     )
-    model = engine.load_model(arguments.model, precision=arguments.precision, device=engine.pick_device())
     stop = StopRequest()
     stop.install()
+    # The mapped files of the encoded rows stay readable after their folder is gone.
+    with tempfile.TemporaryDirectory() as folder:
+        watch = evaluate.Watch(say=lambda message: None, check=stop.raise_if_requested)
+        evaluator = evaluate.Evaluator(data, tokenizer, cache_dir=Path(folder), watch=watch)
+    model = engine.load_model(arguments.model, precision=arguments.precision, device=engine.pick_device())
     loss_of = functools.partial(importlib.import_module("lomo_core.head").batch_loss, model)
     found = evaluator.run(model, loss_of, step=0, check=stop.raise_if_requested)
     _print_json({name: getattr(found, name) for name in found.__slots__ if name != "step"})

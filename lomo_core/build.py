@@ -19,6 +19,7 @@ from lomo_core.clipping_choice import (
     measure_host,
 )
 from lomo_core.config import OptimizerConfig, TrainConfig
+from lomo_core.data.packing_check import check_packing
 from lomo_core.execute.plain import PlainExecutor
 from lomo_core.journal import Journal
 from lomo_core.memory.meter import Meter
@@ -58,6 +59,8 @@ def build_training(
     """
     with out_of_memory_named("while loading the model", lambda: None):
         model = load_model(source, precision=config.precision, device=device)
+    if config.data.packing:
+        check_packing(model)
     if config.activation_checkpointing and not enable_activation_checkpointing(model):
         journal.say("warn", "this architecture has no activation checkpointing: the setting has no effect")
     way = exact_way(config, model, device=device, tokens_per_step=tokens_per_step, journal=journal)

@@ -23,6 +23,7 @@ Rounding = Literal["stochastic", "nearest"]
 ScheduleName = Literal["linear", "cosine", "constant"]
 Precision = Literal["bf16", "fp16", "fp32"]
 TrainOn = Literal["assistant", "all"]
+DataFormat = Literal["auto", "chat", "sharegpt", "alpaca", "completion", "text", "plain", "choice"]
 FinalModel = Literal["last", "best"]
 
 # torch's own optimizers: they hold every gradient at once and know neither fused clipping nor stochastic rounding.
@@ -155,23 +156,36 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """The data of a run: files of JSON lines (formats in `data/formats.py`)."""
+    """The data of a run: files of rows (formats in `data/formats.py`)."""
 
     train_path: str
     validation_path: str | None = None
-    """Chat rows (validation loss), or rows of `messages, choices, answer` (accuracy by likelihood)."""
+    """Rows to learn from (validation loss), or rows of `messages, choices, answer` (accuracy by likelihood)."""
+    format: DataFormat = "auto"
+    """Of the training file; `auto`: the first row decides, and a name that ends with .txt means plain text."""
+    validation_format: DataFormat = "auto"
     max_seq_length: int = 512
-    """Tokens per row; longer rows are cut from the left of the prompt and counted."""
+    """Tokens per row, or per sequence of packed rows; longer rows are cut from the left of the prompt and counted,
+    texts are cut into several rows."""
     train_on: TrainOn = "assistant"
+    """`assistant`: what the assistant says, or the completion; `all`: prompts too."""
+    packing: bool = False
+    """Put several rows into one sequence of `max_seq_length`, which do not see each other; `batch_size` then counts
+    sequences."""
+    cache_dir: str | None = None
+    """Folder for encoded rows, which attempts at one run may share; None: `run_dir/tokens`."""
 
     def __post_init__(self) -> None:
         _check_literals(self)
         _at_least(self, "max_seq_length", 8)
+        if self.format == "choice":
+            raise ConfigError("rows with choices measure accuracy: they cannot be trained on", param="format")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """One attempt at a run. Every path is absolute; the engine writes below `run_dir` and nowhere else."""
+    """One attempt at a run. Every path is absolute; the engine writes below `run_dir` and `data.cache_dir` and
+    nowhere else."""
 
     run_dir: str
     """Gets `journal.jsonl`, `checkpoints/step-<n>/` and, at the end, `model/`."""

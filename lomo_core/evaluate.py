@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lomo_core.config import TrainOn
+from lomo_core.config import DataConfig
 from lomo_core.data.batches import Batch, collate, positions
-from lomo_core.data.formats import ChatRow, ChoiceRow, read_rows
-from lomo_core.data.template import ChatEncoder, EncodedRow
+from lomo_core.data.formats import RowErrors, RowReader, read_rows
+from lomo_core.data.rows import ChoiceRow, RowError, WrongRow
+from lomo_core.data.template import ChatEncoder
+from lomo_core.data.token_cache import EncodeOptions, TokenDataset, Watch, open_dataset
 from lomo_core.events import Evaluation
 from lomo_core.head import BatchLoss, accepted_arguments
 
@@ -40,37 +42,35 @@ class _EncodedChoice:
 
 
 class Evaluator:
-    """One validation file, read and encoded once.
+    """One validation file, read and encoded once: `data.validation_path`.
 
     Raises:
         DataError: the file cannot be used.
     """
 
-    def __init__(self, path: str | Path, tokenizer: Any, *, max_seq_length: int, train_on: TrainOn) -> None:
-        rows = read_rows(path)
-        encoder = ChatEncoder(tokenizer)
+    def __init__(self, data: DataConfig, tokenizer: Any, *, cache_dir: Path, watch: Watch) -> None:
+        assert data.validation_path is not None
+        source = RowReader(data.validation_path, data_format=data.validation_format, param="validation_file")
         self._pad_token_id: int = tokenizer.pad_token_id
-        self._chats: list[EncodedRow] = []
+        self._rows: TokenDataset | None = None
         self._choices: list[_EncodedChoice] = []
-        chats = [row for row in rows if isinstance(row, ChatRow)]
-        if chats:
-            self._chats = encoder.encode(
-                chats, max_seq_length=max_seq_length, train_on=train_on, param="validation_file"
-            )
-        for row in rows:
-            if isinstance(row, ChoiceRow):
-                self._choices.append(_encode_choice(row, encoder, max_seq_length=max_seq_length))
-        self.num_rows = len(rows)
+        if source.has_choices():
+            self._choices = _encode_choices(source, tokenizer, max_seq_length=data.max_seq_length)
+            self.num_rows = len(self._choices)
+        else:
+            options = EncodeOptions(max_seq_length=data.max_seq_length, train_on=data.train_on)
+            self._rows = open_dataset(source, tokenizer, options=options, cache_dir=cache_dir, watch=watch)
+            self.num_rows = len(self._rows)
 
     def extremes(self) -> tuple[int, int]:
         """The tokens of the longest row, and the highest token id, of everything that the model will be given."""
-        chats = [(len(row.ids), int(row.ids.max())) for row in self._chats]
-        choices = [
+        if self._rows is not None:
+            return self._rows.counts.longest_row, self._rows.counts.highest_token_id
+        found = [
             (len(row.prompt) + len(choice), max(*row.prompt, *choice))
             for row in self._choices
             for choice in row.choices
         ]
-        found = [*chats, *choices]
         return max(length for length, _ in found), max(highest for _, highest in found)
 
     def run(self, model: Any, loss_of: LossOf, *, step: int, check: Callable[[], None]) -> Evaluation:
@@ -81,7 +81,7 @@ class Evaluator:
         model.eval()
         try:
             with torch.inference_mode():
-                if self._choices:
+                if self._rows is None:
                     accuracy = self._choice_accuracy(model, check)
                     return Evaluation(
                         step=step,
@@ -89,7 +89,7 @@ class Evaluator:
                         choice_accuracy=accuracy,
                         seconds=time.monotonic() - start,
                     )
-                loss, token_accuracy = self._chat_loss(model, loss_of, check)
+                loss, token_accuracy = self._mean_loss(self._rows, model, loss_of, check)
                 return Evaluation(
                     step=step,
                     num_rows=self.num_rows,
@@ -100,15 +100,17 @@ class Evaluator:
         finally:
             model.train(was_training)
 
-    def _chat_loss(self, model: Any, loss_of: LossOf, check: Callable[[], None]) -> tuple[float, float]:
+    def _mean_loss(
+        self, rows: TokenDataset, model: Any, loss_of: LossOf, check: Callable[[], None]
+    ) -> tuple[float, float]:
         """Mean loss per trained token over the whole file, and the share of tokens guessed right."""
         total = 0.0
         num_correct = num_tokens = 0
         device = next(model.parameters()).device
-        order = sorted(range(len(self._chats)), key=lambda place: len(self._chats[place].ids))
-        for part in group_by_tokens([len(self._chats[place].ids) for place in order], _BATCH_TOKENS):
+        order = rows.lengths.argsort(kind="stable")
+        for part in group_by_tokens(rows.lengths[order].tolist(), _BATCH_TOKENS):
             check()
-            batch = collate([self._chats[order[at]] for at in part], pad_token_id=self._pad_token_id).to(device)
+            batch = collate([rows.row(order[at]) for at in part], pad_token_id=self._pad_token_id).to(device)
             result = loss_of(batch)
             total += float(result.loss) * batch.num_trained
             num_correct += int(result.num_correct)
@@ -147,6 +149,25 @@ def group_by_tokens(lengths: list[int], limit: int) -> list[range]:
             groups.append(range(first, place))
             first = place
     return groups
+
+
+def _encode_choices(source: RowReader, tokenizer: Any, *, max_seq_length: int) -> list[_EncodedChoice]:
+    """Every row of choices.
+
+    Raises:
+        DataError: rows are wrong, or the template refuses them.
+    """
+    encoder = ChatEncoder(tokenizer)
+    errors = RowErrors(source.param)
+    choices: list[_EncodedChoice] = []
+    for row in read_rows(source):
+        assert isinstance(row, ChoiceRow)
+        try:
+            choices.append(_encode_choice(row, encoder, max_seq_length=max_seq_length))
+        except RowError as error:
+            errors.add(WrongRow(row.where, str(error)))
+    errors.raise_if_any()
+    return choices
 
 
 def _encode_choice(row: ChoiceRow, encoder: ChatEncoder, *, max_seq_length: int) -> _EncodedChoice:

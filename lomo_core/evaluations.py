@@ -15,6 +15,8 @@ from lomo_core import checkpoint as checkpoints
 from lomo_core.best_model import BestModels
 from lomo_core.build import Training
 from lomo_core.config import TrainConfig
+from lomo_core.data.token_cache import Watch
+from lomo_core.data.training_data import cache_dir_of
 from lomo_core.errors import CheckpointError
 from lomo_core.evaluate import Evaluator
 from lomo_core.events import Evaluation
@@ -34,13 +36,15 @@ class Evaluations:
         ConfigError: a prompt cannot be used.
     """
 
-    def __init__(self, config: TrainConfig, tokenizer: Any, journal: Journal, stop: StopRequest) -> None:
+    def __init__(
+        self, config: TrainConfig, tokenizer: Any, *, watch: Watch, journal: Journal, stop: StopRequest
+    ) -> None:
         self._config = config
         self._tokenizer = tokenizer
         self._journal = journal
         self._stop = stop
         self._best = BestModels(config.run_dir)
-        self.evaluator = _build_evaluator(config, tokenizer)
+        self.evaluator = _build_evaluator(config, tokenizer, watch)
         self.sampler = (
             Sampler(config.sample_prompts, tokenizer, max_new_tokens=config.sample_max_new_tokens)
             if config.sample_prompts
@@ -139,8 +143,8 @@ class Evaluations:
         return step, weights_sha256(training.model)
 
 
-def _build_evaluator(config: TrainConfig, tokenizer: Any) -> Evaluator | None:
+def _build_evaluator(config: TrainConfig, tokenizer: Any, watch: Watch) -> Evaluator | None:
     data = config.data
     if data.validation_path is None:
         return None
-    return Evaluator(data.validation_path, tokenizer, max_seq_length=data.max_seq_length, train_on=data.train_on)
+    return Evaluator(data, tokenizer, cache_dir=cache_dir_of(data, config.run_dir), watch=watch)

@@ -3,14 +3,13 @@ that names the field instead of a failure deep inside of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import transformers
 
 from lomo_core.config import OptimizerConfig, OptimizerName, TrainConfig
-from lomo_core.data.template import EncodedRow
+from lomo_core.data.token_cache import TokenCounts
 from lomo_core.errors import ConfigError, ModelError
 from lomo_core.evaluations import Evaluations
 from lomo_core.model import LOAD_ERRORS, silence_transformers
@@ -50,14 +49,14 @@ def check_architecture(config: TrainConfig) -> Any:
     return architecture
 
 
-def check_lengths_and_ids(rows: Sequence[EncodedRow], evaluations: Evaluations, architecture: Any) -> None:
+def check_lengths_and_ids(counts: TokenCounts, evaluations: Evaluations, architecture: Any) -> None:
     """Refuse rows and samples that the model has no place for.
 
     Raises:
         ConfigError: rows are longer than the model's positions, or hold ids that its vocabulary lacks.
     """
     text = architecture.get_text_config()
-    longest, highest = max(len(row.ids) for row in rows), max(int(row.ids.max()) for row in rows)
+    longest, highest = counts.longest_row, counts.highest_token_id
     if evaluations.evaluator is not None:
         of_evaluator = evaluations.evaluator.extremes()
         longest, highest = max(longest, of_evaluator[0]), max(highest, of_evaluator[1])

@@ -34,9 +34,12 @@ def run_sha256(config: TrainConfig) -> str:
     del deciding["optimizer"]["clip"]["exact"]
     deciding["max_seq_length"] = config.data.max_seq_length
     deciding["train_on"] = config.data.train_on
+    deciding["format"] = config.data.format
+    deciding["packing"] = config.data.packing
     deciding["train_sha256"] = sha256_of_file(Path(config.data.train_path))
     deciding["model_sha256"] = sha256_of_file(Path(config.model_path) / "config.json")
     if config.data.validation_path is not None and (config.keep_best or config.early_stopping_patience):
         deciding["eval_every_steps"] = config.eval_every_steps
+        deciding["validation_format"] = config.data.validation_format
         deciding["validation_sha256"] = sha256_of_file(Path(config.data.validation_path))
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()

@@ -5,42 +5,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 
 import torch
 
 from lomo_core.config import TrainConfig
-from lomo_core.data.batches import Batch, BatchPlan, batch_width, collate
-from lomo_core.data.template import EncodedRow
+from lomo_core.data.batches import Batch
+from lomo_core.data.training_data import TrainingData
 from lomo_core.schedule import scale_at, warmup_steps
 
 
 class RunPlan:
-    """The steps of a run over its encoded rows. Steps count from 0: `step` updates have been made before it."""
+    """The steps of a run over its data. Steps count from 0: `step` updates have been made before it."""
 
-    def __init__(
-        self, config: TrainConfig, rows: Sequence[EncodedRow], *, pad_token_id: int, device: torch.device
-    ) -> None:
+    def __init__(self, config: TrainConfig, data: TrainingData, device: torch.device) -> None:
         self._config = config
-        self._rows = rows
-        self._pad_token_id = pad_token_id
+        self._data = data
         self._device = device
-        lengths = [len(row.ids) for row in rows]
-        self._batches = BatchPlan(lengths, batch_size=config.batch_size, seed=config.seed)
-        total_steps = config.n_epochs * self._batches.batches_per_epoch
+        total_steps = config.n_epochs * data.batches_per_epoch
         self.total_steps = total_steps if config.max_steps is None else min(total_steps, config.max_steps)
-        self.tokens_per_step = sum(lengths) / self._batches.batches_per_epoch
+        self.tokens_per_step = data.counts.num_tokens / data.batches_per_epoch
         """On average over an epoch, padding excluded."""
         self._warmup = warmup_steps(self.total_steps, config.schedule.warmup_ratio)
 
     def batch_of(self, step: int) -> Batch:
         """The step's batch, on the device."""
-        rows = [self._rows[place] for place in self._batches.rows_of(step)]
-        return collate(rows, pad_token_id=self._pad_token_id).to(self._device)
+        return self._data.batch(step).to(self._device)
 
     def rows_hash(self, step: int) -> str:
         """Hash of the indexes of the step's rows, 16 hex digits."""
-        return hashlib.sha256(json.dumps(self._batches.rows_of(step)).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self._data.rows_of(step)).encode()).hexdigest()[:16]
 
     def rate_at(self, step: int) -> float:
         """The step's learning rate."""
@@ -50,13 +43,4 @@ class RunPlan:
 
     def epochs(self, num_steps: int) -> float:
         """How often the data has been seen after so many steps."""
-        return num_steps / self._batches.batches_per_epoch
-
-    def longest_step(self, *, first: int) -> int:
-        """The step from `first` to the end whose batch has the most cells, padding included."""
-
-        def num_cells(step: int) -> int:
-            rows = self._batches.rows_of(step)
-            return len(rows) * batch_width(max(len(self._rows[row].ids) for row in rows))
-
-        return max(range(first, self.total_steps), key=num_cells)
+        return num_steps / self._data.batches_per_epoch

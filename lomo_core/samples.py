@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from lomo_core.data.formats import ChatMessage, RowError
+from lomo_core.data.rows import ChatMessage, RowError
 from lomo_core.data.template import ChatEncoder
 from lomo_core.errors import ConfigError
 from lomo_core.events import Sample

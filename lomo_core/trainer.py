@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,8 +23,8 @@ from lomo_core import checkpoint as checkpoints
 from lomo_core import failure_policy, preflight
 from lomo_core.build import build_training
 from lomo_core.config import TrainConfig
-from lomo_core.data.formats import read_chat_rows
-from lomo_core.data.template import ChatEncoder, EncodedRow
+from lomo_core.data.token_cache import Watch
+from lomo_core.data.training_data import open_training_data
 from lomo_core.errors import DivergedError, InterruptedRunError
 from lomo_core.evaluations import Evaluations
 from lomo_core.events import Checkpoint, Finished, RolledBack, Skipped, Started, Step
@@ -90,26 +91,24 @@ class Trainer:
         if warning := preflight.rate_warning(config.optimizer):
             self._journal.say("warn", warning)
         self._journal.say("info", "reading the data")
-        with self._stop.interrupting():
-            self._tokenizer = load_tokenizer(config.model_path)
-            self._rows = self._encode_training_rows()
-            self._evaluations = Evaluations(config, self._tokenizer, self._journal, self._stop)
-        preflight.check_lengths_and_ids(self._rows, self._evaluations, architecture)
-        pad_token_id = self._tokenizer.pad_token_id
-        self._plan = RunPlan(config, self._rows, pad_token_id=pad_token_id, device=self._device)
+        self._tokenizer = load_tokenizer(config.model_path)
+        watch = Watch(say=partial(self._journal.say, "info"), check=self._stop.raise_if_requested)
+        self._data = open_training_data(
+            config.data,
+            self._tokenizer,
+            run_dir=config.run_dir,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            watch=watch,
+        )
+        self._evaluations = Evaluations(config, self._tokenizer, watch=watch, journal=self._journal, stop=self._stop)
+        preflight.check_lengths_and_ids(self._data.counts, self._evaluations, architecture)
+        self._plan = RunPlan(config, self._data, self._device)
         self._run_sha256 = run_sha256(config)
         given = map(Path, config.resume_from)
         with self._stop.interrupting():
             self._load(newest_valid(given, run_sha256=self._run_sha256, stop=self._stop, journal=self._journal))
         self._announce()
-
-    def _encode_training_rows(self) -> list[EncodedRow]:
-        data = self._config.data
-        rows = read_chat_rows(data.train_path)
-        self._stop.raise_if_requested()
-        return ChatEncoder(self._tokenizer).encode(
-            rows, max_seq_length=data.max_seq_length, train_on=data.train_on, param="training_file"
-        )
 
     def _load(self, found: ResumePoint | None) -> None:
         """Load the weights of a verified checkpoint and stand where it stands; without one, the base model's."""
@@ -140,9 +139,9 @@ class Trainer:
                 step=self._step,
                 total_steps=self._plan.total_steps,
                 num_parameters=sum(p.numel() for p in self._training.model.parameters()),
-                num_train_rows=len(self._rows),
-                num_truncated_rows=sum(row.is_cut for row in self._rows),
-                num_trainable_tokens=sum(row.num_trained for row in self._rows),
+                num_train_rows=self._data.counts.num_rows,
+                num_truncated_rows=self._data.counts.num_truncated,
+                num_trainable_tokens=self._data.counts.num_trained,
                 device=device,
                 device_bytes=device_bytes,
             )
@@ -154,7 +153,7 @@ class Trainer:
         """Let a run that will not fit fail now. On a resumed run too: it may be on another machine."""
         if self._step == self._plan.total_steps:
             return
-        step = self._plan.longest_step(first=self._step)
+        step = self._data.longest_step(first=self._step, total_steps=self._plan.total_steps)
         batch = self._plan.batch_of(step)
         rows, width = batch.input_ids.shape
         what = f"the longest batch (step {step + 1}: {rows} rows of {width} tokens)"

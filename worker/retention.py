@@ -14,12 +14,21 @@ from pathlib import Path
 import structlog
 
 _ATTEMPT_PREFIX = "attempt-"
+# The training data as token ids, which the attempts of a job share: worth its place only while the job runs.
+ENCODED_NAME = "tokens"
 log = structlog.get_logger(__name__)
 
 
 def attempt_folder(runs_dir: Path, *, job_id: str, attempt: int) -> Path:
     """Where an attempt's files lie."""
     return runs_dir / job_id / f"{_ATTEMPT_PREFIX}{attempt}"
+
+
+def remove_encoded_rows(job_folder: Path) -> None:
+    """Delete what the engine has made of the data, once no attempt will come."""
+    path = job_folder / ENCODED_NAME
+    if path.is_dir():
+        _remove(path)
 
 
 def prune_superseded(job_folder: Path, *, attempt: int, published: Collection[Path]) -> None:

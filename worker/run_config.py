@@ -21,6 +21,8 @@ class RunPaths:
     validation: Path | None
     resume_from: tuple[Path, ...]
     """Checkpoint folders, newest first."""
+    encoded: Path
+    """Folder for the data as token ids, which the attempts of a job share."""
 
 
 def to_train_config(spec: JobSpec, paths: RunPaths) -> TrainConfig:
@@ -40,6 +42,7 @@ def to_train_config(spec: JobSpec, paths: RunPaths) -> TrainConfig:
             validation_path=str(paths.validation) if paths.validation is not None else None,
             max_seq_length=options.max_seq_length,
             train_on=options.train_on,
+            cache_dir=str(paths.encoded),
         ),
         optimizer=OptimizerConfig(
             name=options.optimizer,

@@ -44,7 +44,7 @@ from worker.outcome import (
     api_param,
     judge,
 )
-from worker.retention import attempt_folder, prune_superseded
+from worker.retention import ENCODED_NAME, attempt_folder, prune_superseded, remove_encoded_rows
 from worker.run_config import RUN_CONFIG_NAME, RunPaths, to_train_config
 from worker.settings import WorkerSettings
 
@@ -172,6 +172,7 @@ class JobRunner:
             train=self._find_file(spec.training_file, param="training_file"),
             validation=self._find_file(spec.validation_file, param="validation_file") if spec.validation_file else None,
             resume_from=self._find_checkpoints(),
+            encoded=self._job_folder / ENCODED_NAME,
         )
         text = to_train_config(spec, paths).to_json()
         (self._folder / RUN_CONFIG_NAME).write_text(text, encoding="utf-8")
@@ -327,6 +328,8 @@ class JobRunner:
         """Write the verdict down; the one place where a claim ends."""
         self._persist(lambda: self._write(verdict), "ending the job")
         log.info("attempt_ended", verdict=type(verdict).__name__.lower())
+        if isinstance(verdict, Succeeded | GaveUp | Cancelled):
+            remove_encoded_rows(self._job_folder)
         if isinstance(verdict, Succeeded):
             self._prune(Path(verdict.finished.model_path))
 

@@ -1,29 +1,27 @@
-"""Which rows make up a step, and how they become tensors.
+"""How rows become tensors.
 
-The order is a pure function of (seed, epoch), so the position in the data is the step number and nothing else has to be
-saved. Rows are padded on the left: the answers of a batch then end in the same column, and the columns that the head
-has to compute are few.
+Rows are padded on the left: the answers of a batch then end in the same column, and the columns that the head has to
+compute are few.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lomo_core.data.template import EncodedRow
-from lomo_core.seeding import shuffled
 
 IGNORE = -100
-# Rows are sorted by length within so many batches: enough to leave little padding, few enough to stay random.
-_BATCHES_PER_WINDOW = 8
 # Few different widths: the CPU's matrix library keeps code and buffers for every shape it has seen (SmolLM2, 100
 # steps of about 30 widths: 300 MB), and tensor cores like multiples of 8.
 _WIDTH_MULTIPLE = 8
-# Keeps the words of the three uses of a seed apart.
-_ROWS, _BATCH_ORDER = 1, 2
+
+AnyInt = TypeVar("AnyInt", int, NDArray[np.int64])
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +30,10 @@ class Batch:
 
     input_ids: Tensor
     """int64"""
-    attention_mask: Tensor
-    """int64, 1 where there is a token"""
+    attention_mask: Tensor | None
+    """int64, 1 where there is a token; None: packed rows, told apart by where `position_ids` begin anew"""
     position_ids: Tensor
-    """int64, from 0 at each row's first token"""
+    """int64, from 0 at each row's first token; 0 at padding"""
     labels: Tensor
     """int64: the token itself where it is a target of the loss, else `IGNORE`"""
     num_tokens: int
@@ -46,37 +44,10 @@ class Batch:
         return replace(
             self,
             input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
+            attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
             position_ids=self.position_ids.to(device),
             labels=self.labels.to(device),
         )
-
-
-class BatchPlan:
-    """The batches of a run, by step number (from 0)."""
-
-    def __init__(self, lengths: list[int], *, batch_size: int, seed: int) -> None:
-        self._lengths = lengths
-        self._batch_size = batch_size
-        self._seed = seed
-        self.batches_per_epoch = -(-len(lengths) // batch_size)
-        self._epoch = lru_cache(maxsize=1)(self._order_of_epoch)
-
-    def rows_of(self, step: int) -> list[int]:
-        """Indexes of the rows of the step after `step` others; the last batch of an epoch may be smaller."""
-        epoch, place = divmod(step, self.batches_per_epoch)
-        return self._epoch(epoch)[place]
-
-    def _order_of_epoch(self, epoch: int) -> list[list[int]]:
-        rows = shuffled(list(range(len(self._lengths))), self._seed, epoch, _ROWS)
-        size = self._batch_size
-        window = size * _BATCHES_PER_WINDOW
-        batches: list[list[int]] = []
-        for first in range(0, len(rows), window):
-            part = sorted(rows[first : first + window], key=self._lengths.__getitem__)
-            batches += [part[at : at + size] for at in range(0, len(part), size)]
-        order = shuffled(list(range(len(batches))), self._seed, epoch, _BATCH_ORDER)
-        return [batches[place] for place in order]
 
 
 def collate(rows: list[EncodedRow], *, pad_token_id: int) -> Batch:
@@ -101,8 +72,8 @@ def collate(rows: list[EncodedRow], *, pad_token_id: int) -> Batch:
     )
 
 
-def batch_width(longest: int) -> int:
-    """Columns of a batch whose longest row has so many tokens."""
+def batch_width(longest: AnyInt) -> AnyInt:
+    """Columns of a batch whose longest row has so many tokens (one number, or an array of them)."""
     return -(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
 
 

@@ -1,262 +1,182 @@
-"""Rows of training and validation files, checked line by line so that each error names its line, field and cure.
+"""Files of rows: which format a file has, and its rows one at a time, each error with its place, field and cure.
 
-Two formats, one per file: chat rows as OpenAI's fine-tuning takes them, `{"messages": [{"role", "content",
-"weight"?}]}`, and choice rows for accuracy by likelihood, `{"messages": [...], "choices": [...], "answer": index}`.
-Strict JSON and strict UTF-8. Torch-free: a server checks uploads with the same code.
+| format     | a row                                                    | what is learnt                     |
+|------------|----------------------------------------------------------|------------------------------------|
+| chat       | `messages` as OpenAI's fine-tuning takes them, `tools`   | the assistant's messages and calls |
+| sharegpt   | `conversations` of `from` and `value`, `tools`           | the same                           |
+| alpaca     | `instruction`, `input`, `output`                         | the output                         |
+| completion | `prompt`, `completion`                                   | the completion and an end token    |
+| text       | `text`                                                   | everything                         |
+| plain      | none: the file is one document (`.txt`)                  | everything                         |
+| choice     | `messages`, `choices`, `answer` (validation only)        | nothing: accuracy by likelihood    |
+
+A file has one format: the first row decides, unless it is given. Rows are JSON lines or the elements of a JSON array,
+and are read one at a time: a file may be larger than memory. Torch-free: a server checks uploads with the same code.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn
+from typing import Any, BinaryIO
 
+from lomo_core.config import DataFormat
+from lomo_core.data.chat_format import chat_row, choice_row
+from lomo_core.data.json_rows import describe_binary, json_rows, text_pieces
+from lomo_core.data.other_formats import alpaca_row, completion_row, sharegpt_row, text_row
+from lomo_core.data.rows import Row, RowError, WrongRow
 from lomo_core.errors import DataError
 
-RowKind = Literal["chat", "choice"]
-
-ROLES = ("system", "user", "assistant")
 # Enough to see the pattern of what is wrong, few enough to read.
 MAX_LISTED_ERRORS = 20
-# A line is read whole; the longest row of public chat sets is below 1 MiB.
-MAX_LINE_BYTES = 16 * 1024 * 1024
-# Deeper JSON ends in RecursionError near 1000 levels; no row needs more than a few.
-_TOO_DEEP = "the JSON is nested too deeply"
+
+_PARSERS: dict[DataFormat, Callable[[dict[str, Any], str], Row]] = {
+    "chat": chat_row,
+    "choice": choice_row,
+    "sharegpt": sharegpt_row,
+    "alpaca": alpaca_row,
+    "completion": completion_row,
+    "text": text_row,
+}
+# The first whose fields a row has all of is its format.
+_FIELDS: tuple[tuple[DataFormat, tuple[str, ...]], ...] = (
+    ("choice", ("messages", "choices")),
+    ("chat", ("messages",)),
+    ("sharegpt", ("conversations",)),
+    ("alpaca", ("instruction", "output")),
+    ("completion", ("prompt", "completion")),
+    ("text", ("text",)),
+)
+_PREFERENCES = (("preferred_output", "non_preferred_output"), ("chosen", "rejected"))
 
 
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One turn. `trained` says whether its tokens may have a loss (only the assistant's ever do by default)."""
+class RowErrors:
+    """What is wrong with the rows of a file: the first ones in words, the others as a number."""
 
-    role: str
-    content: str
-    trained: bool
+    def __init__(self, param: str) -> None:
+        self._param = param
+        self._listed: list[str] = []
+        self.count = 0
 
-    def as_dict(self) -> dict[str, str]:
-        """What a chat template gets."""
-        return {"role": self.role, "content": self.content}
+    def add(self, wrong: WrongRow) -> None:
+        """Note one wrong row."""
+        self.count += 1
+        if len(self._listed) < MAX_LISTED_ERRORS:
+            self._listed.append(f"{wrong.where}: {wrong.reason}")
 
+    def raise_if_any(self) -> None:
+        """End with what was noted.
 
-@dataclass(frozen=True, slots=True)
-class ChatRow:
-    """A conversation to learn from."""
-
-    line: int
-    messages: tuple[ChatMessage, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceRow:
-    """A prompt, the possible answers, and the index of the right one."""
-
-    line: int
-    messages: tuple[ChatMessage, ...]
-    choices: tuple[str, ...]
-    answer: int
+        Raises:
+            DataError: there was a wrong row.
+        """
+        if not self.count:
+            return
+        head = "1 row is wrong" if self.count == 1 else f"{self.count} rows are wrong"
+        if self.count > len(self._listed):
+            head += f", the first {len(self._listed)} of them"
+        raise DataError(head + ":\n" + "\n".join(self._listed), param=self._param)
 
 
-class RowError(Exception):
-    """What is wrong with one row; becomes a line of a `DataError`."""
+class RowReader:
+    """The rows of one file, read one at a time; `num_bytes_read` of its `num_bytes` are done.
+
+    Raises:
+        DataError: the file cannot be read, or holds no rows of any kind (binary, empty, preferences).
+    """
+
+    def __init__(self, path: str | Path, *, data_format: DataFormat = "auto", param: str) -> None:
+        self.path = Path(path)
+        self.param = param
+        self.format = data_format
+        if data_format == "auto" and self.path.suffix == ".txt":
+            self.format = "plain"
+        self.num_bytes_read = 0
+        try:
+            with self.path.open("rb") as stream:
+                self.num_bytes = stream.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def __iter__(self) -> Iterator[Row | WrongRow]:
+        """Every row, or what is wrong with it, in the file's order."""
+        num_rows = 0
+        try:
+            with self.path.open("rb") as stream:
+                if what := describe_binary(stream):
+                    raise DataError(f"line 1: the file is {what}", param=self.param)
+                for row in self._rows(stream):
+                    self.num_bytes_read = stream.tell()
+                    num_rows += 1
+                    yield row
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if not num_rows:
+            raise DataError("the file is empty: it needs at least one row", param=self.param)
+
+    def has_choices(self) -> bool:
+        """Whether the file's first good row has choices: it then measures accuracy."""
+        next((row for row in self if not isinstance(row, WrongRow)), None)
+        return self.format == "choice"
+
+    def _unreadable(self, error: OSError) -> DataError:
+        return DataError(f"the file cannot be read: {error.strerror}", param=self.param)
+
+    def _rows(self, stream: BinaryIO) -> Iterator[Row | WrongRow]:
+        if self.format == "plain":
+            yield from text_pieces(stream)
+            return
+        for where, body in json_rows(stream):
+            try:
+                if isinstance(body, RowError):
+                    raise body
+                yield self._row(body, where)
+            except RowError as error:
+                yield WrongRow(where, str(error))
+
+    def _row(self, body: dict[str, Any], where: str) -> Row:
+        if any(all(name in body for name in pair) for pair in _PREFERENCES):
+            raise DataError(
+                f"{where}: rows of preferences (two answers to compare) are for DPO, which this server does not do: "
+                'write the preferred answers as {"messages": [...]}',
+                param=self.param,
+            )
+        found = _format_of(body)
+        if self.format == "auto":
+            if found is None:
+                raise RowError(_unknown(body))
+            self.format = found
+        if found not in (None, self.format):
+            raise RowError(
+                f"the format differs from the first row's: this row is {found}, the file is {self.format}; "
+                "give one file per format"
+            )
+        return _PARSERS[self.format](body, where)
 
 
-def read_chat_rows(path: str | Path, *, param: str = "training_file") -> list[ChatRow]:
-    """Read a file of chat rows.
+def read_rows(source: RowReader) -> list[Row]:
+    """All rows of a file that is known to be small.
 
     Raises:
         DataError: the file cannot be read, is empty, or rows are wrong (the first 20 are listed).
     """
-    rows = read_rows(path, param=param)
-    if rows and isinstance(rows[0], ChoiceRow):
-        raise DataError("rows with choices measure accuracy: use them as validation file, not to train", param=param)
-    return [row for row in rows if isinstance(row, ChatRow)]
-
-
-def read_rows(path: str | Path, *, param: str = "validation_file") -> list[ChatRow] | list[ChoiceRow]:
-    """Read a file of either format; the first row decides which, and the others must follow.
-
-    Raises:
-        DataError: the file cannot be read, is empty, or rows are wrong (the first 20 are listed).
-    """
-    rows: list[Any] = []
-    errors: list[str] = []
-    num_errors = 0
-    kind: RowKind | None = None
-    try:
-        with Path(path).open("rb") as stream:
-            for line, raw in _lines(stream):
-                try:
-                    body = _parse(raw, line=line)
-                    kind = kind or _kind_of(body)
-                    rows.append(_row(body, line=line, kind=kind))
-                except RowError as error:
-                    num_errors += 1
-                    if len(errors) < MAX_LISTED_ERRORS:
-                        errors.append(f"line {line}: {error}")
-    except OSError as error:
-        raise DataError(f"the file cannot be read: {error.strerror}", param=param) from error
-    if num_errors:
-        raise DataError(_summary(errors, num_errors), param=param)
-    if not rows:
-        raise DataError("the file is empty: it needs at least one row", param=param)
+    errors = RowErrors(source.param)
+    rows: list[Row] = []
+    for row in source:
+        if isinstance(row, WrongRow):
+            errors.add(row)
+        else:
+            rows.append(row)
+    errors.raise_if_any()
     return rows
 
 
-def summarise_errors(errors: list[str], num_errors: int) -> str:
-    """The text of a `DataError` over many rows: how many, then the first ones, one per line."""
-    return _summary(errors, num_errors)
+def _format_of(body: dict[str, Any]) -> DataFormat | None:
+    return next((name for name, fields in _FIELDS if all(field in body for field in fields)), None)
 
 
-def _summary(errors: list[str], num_errors: int) -> str:
-    head = "1 row is wrong" if num_errors == 1 else f"{num_errors} rows are wrong"
-    if num_errors > len(errors):
-        head += f", the first {len(errors)} of them"
-    return head + ":\n" + "\n".join(errors)
-
-
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines (from 1), blank ones left out; a line too long is cut (and then fails to parse)."""
-    line = 0
-    while raw := stream.readline(MAX_LINE_BYTES + 1):
-        line += 1
-        whole = len(raw) <= MAX_LINE_BYTES
-        rest = raw
-        while not rest.endswith(b"\n") and len(rest) > MAX_LINE_BYTES:
-            rest = stream.readline(MAX_LINE_BYTES + 1)
-        if line == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
-        if raw.strip():
-            yield line, raw if whole else raw[: MAX_LINE_BYTES + 1]
-
-
-def _parse(raw: bytes, *, line: int) -> dict[str, Any]:
-    if len(raw) > MAX_LINE_BYTES:
-        raise RowError(f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RowError(f"not UTF-8 (byte {error.start + 1}): save the file as UTF-8 text") from error
-    try:
-        body = json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        hint = ": the file must be JSON lines, one object per line" if line == 1 else ""
-        raise RowError(f"not valid JSON ({error.msg}, column {error.colno}){hint}") from error
-    except RecursionError as error:
-        raise RowError(_TOO_DEEP) from error
-    except ValueError as error:
-        raise RowError(f"not valid JSON ({error})") from error
-    if not isinstance(body, dict):
-        raise RowError(f"expected a JSON object, not {_kind_name(body)}")
-    return body
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _kind_of(body: dict[str, Any]) -> RowKind | None:
-    if "messages" not in body:
-        return None
-    return "choice" if "choices" in body else "chat"
-
-
-def _row(body: dict[str, Any], *, line: int, kind: RowKind | None) -> ChatRow | ChoiceRow:
-    if "messages" not in body:
-        keys = ", ".join(sorted(map(str, body))[:5]) or "nothing"
-        raise RowError(f'"messages" is missing (the row has {keys}): write {{"messages": [...]}} in every row')
-    if _kind_of(body) != kind:
-        raise RowError('the format differs from the first row\'s: either all rows have "choices" or none')
-    for name in ("tools", "functions"):
-        if body.get(name):
-            raise RowError(f'"{name}" is not supported: leave the row out, or write the call as text')
-    messages = _messages(body["messages"])
-    if kind == "choice":
-        return _choice_row(body, line=line, messages=messages)
-    assistants = [message for message in messages if message.role == "assistant"]
-    if not assistants:
-        raise RowError("no message has the role assistant: there is nothing to learn from")
-    if not any(message.trained for message in assistants):
-        raise RowError("every assistant message has weight 0: there is nothing to learn from")
-    return ChatRow(line, messages)
-
-
-def _messages(raw: object) -> tuple[ChatMessage, ...]:
-    if not isinstance(raw, list):
-        raise RowError(f"messages must be a list, not {_kind_name(raw)}")
-    if not raw:
-        raise RowError("messages is empty: give at least a user and an assistant message")
-    return tuple(_message(item, f"messages[{place}]") for place, item in enumerate(raw))
-
-
-def _message(raw: object, where: str) -> ChatMessage:
-    if not isinstance(raw, dict):
-        raise RowError(f"{where} must be an object with role and content, not {_kind_name(raw)}")
-    role = raw.get("role")
-    if role not in ROLES:
-        problem = "is missing" if "role" not in raw else f"is {_short(role)}"
-        raise RowError(f"{where}.role {problem}: it must be one of {', '.join(ROLES)}")
-    for name in ("tool_calls", "function_call"):
-        if raw.get(name):
-            raise RowError(f"{where}.{name} is not supported: write the call as text in content")
-    content = _text(raw, "content", where)
-    if role == "assistant" and not content.strip():
-        raise RowError(f"{where}.content is empty: an assistant message needs text to learn")
-    weight = raw.get("weight", 1)
-    if type(weight) not in (int, float) or weight not in (0, 1):
-        raise RowError(f"{where}.weight is {_short(weight)}: it must be 0 or 1")
-    if "weight" in raw and role != "assistant":
-        raise RowError(f"{where}.weight: only assistant messages have a weight")
-    return ChatMessage(str(role), content, trained=role == "assistant" and bool(weight))
-
-
-def _text(raw: dict[str, Any], name: str, where: str) -> str:
-    if name not in raw:
-        raise RowError(f"{where}.{name} is missing: it must be a string")
-    value = raw[name]
-    if not isinstance(value, str):
-        raise RowError(f"{where}.{name} must be a string, not {_kind_name(value)}")
-    _check_text(value, f"{where}.{name}")
-    return value
-
-
-def _check_text(value: str, where: str) -> None:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RowError(f"{where} holds half of a surrogate pair (an escape such as \\ud83d alone)") from error
-
-
-def _choice_row(body: dict[str, Any], *, line: int, messages: tuple[ChatMessage, ...]) -> ChoiceRow:
-    if messages[-1].role == "assistant":
-        raise RowError("messages ends with an assistant message: the answer belongs into choices")
-    choices = body["choices"]
-    if not isinstance(choices, list) or len(choices) < 2:
-        raise RowError("choices must be a list of at least 2 strings")
-    for place, choice in enumerate(choices):
-        if not isinstance(choice, str) or not choice:
-            raise RowError(f"choices[{place}] must be a string that is not empty")
-        _check_text(choice, f"choices[{place}]")
-    answer = body.get("answer")
-    if type(answer) is not int or not 0 <= answer < len(choices):
-        raise RowError(f"answer must be the index of the right choice, 0 to {len(choices) - 1}, not {_short(answer)}")
-    return ChoiceRow(line, messages, tuple(choices), answer)
-
-
-def _kind_name(value: object) -> str:
-    if value is None:
-        return "null"
-    names: dict[type, str] = {
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        str: "a string",
-        list: "a list",
-        dict: "an object",
-    }
-    return names[type(value)]
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "..."
+def _unknown(body: dict[str, Any]) -> str:
+    keys = ", ".join(sorted(map(str, body))[:5]) or "nothing"
+    known = "; ".join(", ".join(fields) for _, fields in _FIELDS)
+    return f"no known format has the row's fields ({keys}): a row has the fields {known}"

@@ -13,7 +13,6 @@ applies them afterwards. fp16 takes the same way in every clip mode: an overflow
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lomo_core.optim.clip import NO_CLIPPING, ClipMode, Clipping, GlobalNorm, clip_coefficient, tensor_norm
+from lomo_core.optim.data_parallel import refuse_data_parallel
 from lomo_core.optim.loss_scale import LossScale
 from lomo_core.optim.protocol import RunOptimizer
 from lomo_core.optim.rounding import BLOCK, Rounding, Workspace, Writer, check_rounding
@@ -473,28 +473,6 @@ _TWICE = (
     "passes (call opt.step() after each), and reentrant activation checkpointing of a shared weight is not supported "
     "(use use_reentrant=False)"
 )
-
-
-def refuse_data_parallel(param: Tensor) -> None:
-    """Refuse a parameter of a model that is wrapped in DistributedDataParallel.
-
-    Its hooks would see this process's gradient, update by it, and then a second time by the averaged one: replicas
-    drift apart silently. Nothing on the parameter tells, so the live wrappers are looked through, only where a process
-    group exists.
-
-    Raises:
-        RuntimeError: the parameter belongs to such a model.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    wrapper = torch.nn.parallel.DistributedDataParallel
-    for found in gc.get_objects():
-        if type(found) is wrapper and any(param is own for own in found.parameters()):
-            raise RuntimeError(
-                "the model is wrapped in DistributedDataParallel, which averages gradients only after the update here "
-                "has used this process's own: the replicas would drift apart. Shard the model with "
-                "torch.distributed.fsdp.fully_shard instead, or train on one device"
-            )
 
 
 def state_bytes(optimizer: RunOptimizer) -> int:

@@ -21,6 +21,7 @@ TORCH_FREE = [
     "local.stack",
     "local.demo",
     "lomo_core.config",
+    "lomo_core.data.formats",
     "lomo_core.events",
     "lomo_core.errors",
     "lomo_core.schedule",

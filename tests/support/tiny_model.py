@@ -31,6 +31,24 @@ DEFAULT_SYSTEM_TEMPLATE = (
     + PLAIN_TEMPLATE
 )
 
+# As Qwen's: tools before everything, each call as JSON between tags, a tool's answer as a turn of its own.
+TOOL_TEMPLATE = (
+    "{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{% set calls %}{% for call in message.get('tool_calls', []) %}"
+    "{{ '<tool_call>' + (call['function'] | tojson) + '</tool_call>' }}{% endfor %}{% endset %}"
+    "{{ '<|im_start|>assistant\n' }}{{ message['content'] + calls + '<|im_end|>' }}{{ '\n' }}"
+    "{% elif message['role'] == 'tool' %}{{ '<|im_start|>tool\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+TAGGED_TOOL_TEMPLATE = TOOL_TEMPLATE.replace(
+    "{{ message['content'] + calls + '<|im_end|>' }}",
+    "{% generation %}{{ message['content'] + calls + '<|im_end|>' }}{% endgeneration %}",
+)
+
 VOCAB_SIZE = 512
 _SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 

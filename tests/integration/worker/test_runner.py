@@ -113,6 +113,19 @@ def test_a_killed_engine_is_tried_again_from_its_checkpoint(bench: Any) -> None:
     assert (bench.folder(job_id) / "attempt-2" / "checkpoints" / "step-5").is_dir()
 
 
+def test_encoded_rows_stay_for_the_next_attempt_and_go_with_the_job(bench: Any) -> None:
+    # Without the folder the engines could not write their files into it.
+    first, second = [["touch", "tokens/1"], ["die", signal.SIGKILL]], [["touch", "tokens/2"], *FINISH]
+    job_id = bench.submit(first, second)
+    (bench.folder(job_id) / "tokens").mkdir(parents=True)
+    job = bench.work_until_ended(bench.node(), job_id)
+    assert (job.status, job.attempt) == ("succeeded", 2)
+    assert not (bench.folder(job_id) / "tokens").exists()
+    for attempt in ("attempt-1", "attempt-2"):
+        run = json.loads((bench.folder(job_id) / attempt / "run.json").read_text(encoding="utf-8"))
+        assert run["data"]["cache_dir"] == str(bench.folder(job_id) / "tokens")
+
+
 def test_an_engine_that_always_dies_is_given_up(bench: Any) -> None:
     job_id = bench.submit([["steps", 1], ["die", signal.SIGSEGV]])
     job = bench.work_until_ended(bench.node(), job_id)

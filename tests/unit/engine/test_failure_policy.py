@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lomo_core.config import ClipConfig, OptimizerConfig, TrainConfig
-from lomo_core.data.batches import BatchPlan
+from lomo_core.data.order import BatchPlan
 from lomo_core.errors import DivergedError, InterruptedRunError
 from lomo_core.events import Checkpoint, Finished, Message, RolledBack, Skipped, Started, Step
 from lomo_core.failure_policy import MAX_IN_A_ROW, FailureState, Outcome, Verdict, after_rollback, first_suspect, judge

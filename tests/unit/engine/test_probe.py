@@ -6,31 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from lomo_core.config import ClipConfig, DataConfig, OptimizerConfig, TrainConfig
-from lomo_core.data.template import EncodedRow
+from lomo_core.config import ClipConfig, DataConfig, OptimizerConfig
 from lomo_core.errors import OutOfMemoryError
 from lomo_core.events import Finished, Started, Step
-from lomo_core.run_plan import RunPlan
 from lomo_core.trainer import Trainer
 from tests.support.engine_runs import MakeConfig, events_of, rewrite_json, run_here
 from tests.support.faults import memory_for
 from tests.support.tiny_model import chat, chat_rows, make_tiny_model, write_jsonl
-
-
-def test_the_longest_batch_of_all_epochs_is_found() -> None:
-    lengths = [(7 * place) % 61 + 1 for place in range(50)]
-    rows = [EncodedRow(np.zeros(n, dtype=np.int32), np.ones(n, dtype=np.bool_), is_cut=False) for n in lengths]
-    data = DataConfig(train_path="/t")
-    config = TrainConfig(run_dir="/r", model_path="/m", data=data, batch_size=4, n_epochs=3, seed=3)
-    plan = RunPlan(config, rows, pad_token_id=0, device=torch.device("cpu"))
-    cells = [plan.batch_of(step).input_ids.numel() for step in range(39)]
-    assert plan.total_steps == 39
-    assert cells[plan.longest_step(first=0)] == max(cells)
-    assert cells[plan.longest_step(first=30)] == max(cells[30:])
 
 
 @pytest.mark.parametrize("name", ["lomo", "adalomo", "sgd", "adamw"])

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and seeded order: pure functions."""
+"""Learning-rate schedules and seeded choices: pure functions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import itertools
 import pytest
 
 from lomo_core.config import ScheduleName
-from lomo_core.data.batches import BatchPlan
 from lomo_core.schedule import scale_at, warmup_steps
 from lomo_core.seeding import mix, shuffled
 
@@ -57,26 +56,3 @@ def test_shuffled_is_a_permutation_of_the_words_alone() -> None:
     items = list(range(100))
     assert sorted(shuffled(items, 1, 2)) == items
     assert shuffled(items, 1, 2) == shuffled(items, 1, 2) != shuffled(items, 1, 3)
-
-
-def test_every_row_is_used_once_per_epoch_in_another_order() -> None:
-    lengths = [1 + place * 7 % 40 for place in range(101)]
-    plan = BatchPlan(lengths, batch_size=4, seed=3)
-    assert plan.batches_per_epoch == 26
-    epochs = [[plan.rows_of(step) for step in range(first, first + 26)] for first in (0, 26)]
-    for epoch in epochs:
-        assert sorted(row for batch in epoch for row in batch) == list(range(101))
-        assert sorted(map(len, epoch)) == [1, *[4] * 25]
-    assert epochs[0] != epochs[1]
-    # Asking in any order gives the same: the position in the data is the step number.
-    again = BatchPlan(lengths, batch_size=4, seed=3)
-    assert again.rows_of(30) == epochs[1][4] and again.rows_of(2) == epochs[0][2]
-    assert BatchPlan(lengths, batch_size=4, seed=4).rows_of(0) != epochs[0][0]
-
-
-def test_batches_have_little_padding() -> None:
-    lengths = [1 + place * 7 % 40 for place in range(256)]
-    plan = BatchPlan(lengths, batch_size=4, seed=0)
-    batches = [[lengths[row] for row in plan.rows_of(step)] for step in range(64)]
-    cells = sum(max(batch) * len(batch) for batch in batches)
-    assert cells < 1.15 * sum(lengths)

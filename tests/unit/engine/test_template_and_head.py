@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 from torch.nn import functional
 
 from lomo_core.data.batches import IGNORE, Batch, collate
-from lomo_core.data.formats import ChatMessage, ChatRow, RowError
+from lomo_core.data.encode import RowEncoder
+from lomo_core.data.json_rows import PIECE_CHARS
+from lomo_core.data.rows import ChatMessage, ChatRow, CompletionRow, RowError, TextRow, ToolCall, TrainRow, WrongRow
 from lomo_core.data.template import ChatEncoder, EncodedRow
-from lomo_core.errors import DataError, ModelError
+from lomo_core.errors import ModelError
 from lomo_core.head import ChunkedCrossEntropy, batch_loss
 from lomo_core.model import load_model, load_tokenizer
-from tests.support.tiny_model import DEFAULT_SYSTEM_TEMPLATE, PLAIN_TEMPLATE, TAGGED_TEMPLATE
+from tests.support.tiny_model import (
+    DEFAULT_SYSTEM_TEMPLATE,
+    PLAIN_TEMPLATE,
+    TAGGED_TEMPLATE,
+    TAGGED_TOOL_TEMPLATE,
+    TOOL_TEMPLATE,
+)
 
 CPU = torch.device("cpu")
 
@@ -25,7 +35,7 @@ MULTI_TURN = (("system", "Be brief."), ("user", "one?"), ("assistant", "1"), ("u
 
 def row(*turns: tuple[str, str], untrained: tuple[int, ...] = (), line: int = 1) -> ChatRow:
     return ChatRow(
-        line,
+        f"line {line}",
         tuple(
             ChatMessage(role, content, trained=role == "assistant" and place not in untrained)
             for place, (role, content) in enumerate(turns)
@@ -33,9 +43,22 @@ def row(*turns: tuple[str, str], untrained: tuple[int, ...] = (), line: int = 1)
     )
 
 
-def encode(tokenizer: Any, *rows: ChatRow, train_on: Any = "assistant", max_seq_length: int = 512) -> list[EncodedRow]:
-    encoder = ChatEncoder(tokenizer)
-    return encoder.encode(rows, max_seq_length=max_seq_length, train_on=train_on, param="training_file")
+def encode_all(
+    tokenizer: Any, *rows: TrainRow, train_on: Any = "assistant", max_seq_length: int = 512
+) -> list[EncodedRow | WrongRow]:
+    return list(RowEncoder(tokenizer, max_seq_length=max_seq_length, train_on=train_on).encode(rows))
+
+
+def encode(tokenizer: Any, *rows: TrainRow, train_on: Any = "assistant", max_seq_length: int = 512) -> list[EncodedRow]:
+    found = encode_all(tokenizer, *rows, train_on=train_on, max_seq_length=max_seq_length)
+    assert not [row for row in found if isinstance(row, WrongRow)], found
+    return [row for row in found if isinstance(row, EncodedRow)]
+
+
+def refusal(tokenizer: Any, row: TrainRow) -> str:
+    (found,) = encode_all(tokenizer, row)
+    assert isinstance(found, WrongRow)
+    return f"{found.where}: {found.reason}"
 
 
 def trained_text(tokenizer: Any, encoded: EncodedRow) -> list[str]:
@@ -113,28 +136,158 @@ def test_a_template_that_rewrites_history_is_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = PLAIN_TEMPLATE.replace(
         "message['content']", "('' if message['role'] == 'assistant' and not loop.last else message['content'])"
     )
-    with pytest.raises(DataError, match=r"line 7: .*generation"):
-        encode(tokenizer, row(("user", "a"), ("assistant", "b")), row(*MULTI_TURN, line=7))
+    short, long = encode_all(tokenizer, row(("user", "a"), ("assistant", "b")), row(*MULTI_TURN, line=7))
+    assert isinstance(short, EncodedRow) and isinstance(long, WrongRow)
+    assert long.where == "line 7" and "generation" in long.reason
 
 
 def test_a_template_that_refuses_a_conversation(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(DataError, match=r"line 1: the model's chat template refuses .*roles must alternate"):
-        encode(tokenizer, row(("user", "a"), ("assistant", "b")))
+    message = refusal(tokenizer, row(("user", "a"), ("assistant", "b")))
+    assert message.startswith("line 1: the model's chat template refuses") and "roles must alternate" in message
     with pytest.raises(RowError):
         ChatEncoder(tokenizer).prompt_ids(row(("user", "a")).messages)
 
 
 def test_a_template_cannot_reach_python(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ ''.__class__.__mro__ }}{{ messages.append(1) }}"
-    with pytest.raises(DataError, match="refuses"):
-        encode(tokenizer, row(("user", "a"), ("assistant", "b")))
+    assert "refuses" in refusal(tokenizer, row(("user", "a"), ("assistant", "b")))
+    tokenizer.chat_template = "{{ 'a' + 1 }}"
+    assert "refuses" in refusal(tokenizer, row(("user", "a"), ("assistant", "b")))
 
 
 def test_a_tokenizer_without_template(tokenizer: Any) -> None:
     tokenizer.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):
         ChatEncoder(tokenizer)
+
+
+LOOK_UP = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+
+
+def tool_row(*, untrained: tuple[int, ...] = (), said: str = "") -> ChatRow:
+    """A question, two calls, their answers, and what is made of them."""
+    calls = (ToolCall("c1", "look_up", {"word": "sun"}), ToolCall("c2", "look_up", {"word": "moon"}))
+    messages = (
+        ChatMessage("user", "what are they?", trained=False),
+        ChatMessage("assistant", said, trained=1 not in untrained, tool_calls=calls),
+        ChatMessage("tool", "a star", trained=False, tool_call_id="c1", name="look_up"),
+        ChatMessage("tool", "a rock", trained=False, tool_call_id="c2", name="look_up"),
+        ChatMessage("assistant", "a star and a rock", trained=4 not in untrained),
+    )
+    return ChatRow("line 1", messages, (LOOK_UP,))
+
+
+@pytest.mark.parametrize("template", [TOOL_TEMPLATE, TAGGED_TOOL_TEMPLATE])
+def test_calls_are_trained_and_their_answers_are_not(tokenizer: Any, template: str) -> None:
+    tokenizer.chat_template = template
+    (found,) = encode(tokenizer, tool_row())
+    calls = (
+        '<tool_call>{"name": "look_up", "arguments": {"word": "sun"}}</tool_call>'
+        '<tool_call>{"name": "look_up", "arguments": {"word": "moon"}}</tool_call>'
+    )
+    assert trained_text(tokenizer, found) == [f"{calls}<|im_end|>", "a star and a rock<|im_end|>"]
+    whole = tokenizer.decode(found.ids.tolist())
+    assert whole.startswith('<|im_start|>system\n{"type": "function", "function": {"name": "look_up"')
+    assert "a rock" in whole
+    (found,) = encode(tokenizer, tool_row(untrained=(1,)))
+    assert trained_text(tokenizer, found) == ["a star and a rock<|im_end|>"]
+
+
+@pytest.mark.parametrize("template", [PLAIN_TEMPLATE, TAGGED_TEMPLATE])
+def test_a_template_that_leaves_tools_out_is_refused(tokenizer: Any, template: str) -> None:
+    tokenizer.chat_template = template
+    assert "line 1: the model's chat template leaves tools out: use a model whose" in refusal(tokenizer, tool_row())
+    calls_only = ChatRow("line 1", tool_row().messages)
+    assert "leaves tool_calls out" in refusal(tokenizer, calls_only)
+    # A conversation without tools goes on as before.
+    assert encode(tokenizer, row(("user", "a"), ("assistant", "b")))
+
+
+def test_a_template_that_refuses_tools(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{% if tools %}{{ raise_exception('no tools, please') }}{% endif %}" + PLAIN_TEMPLATE
+    assert "refuses the conversation: no tools, please" in refusal(tokenizer, tool_row())
+    answers_left_out = TOOL_TEMPLATE.replace(
+        "{% elif message['role'] == 'tool' %}", "{% elif message['role'] == 'x' %}"
+    )
+    tokenizer.chat_template = answers_left_out.replace("{% else %}", "{% elif message['role'] != 'tool' %}")
+    assert "leaves messages of the role tool out" in refusal(tokenizer, tool_row())
+
+
+def test_text_beside_a_call_is_not_lost(tokenizer: Any) -> None:
+    tokenizer.chat_template = TOOL_TEMPLATE
+    (found,) = encode(tokenizer, tool_row(said="I look them up."))
+    assert trained_text(tokenizer, found)[0].startswith("I look them up.<tool_call>")
+    tokenizer.chat_template = TOOL_TEMPLATE.replace("message['content'] + calls", "calls or message['content']")
+    assert "leaves the text of messages[1] out" in refusal(tokenizer, tool_row(said="I look them up."))
+    assert encode(tokenizer, tool_row())
+
+
+def test_a_completion_and_its_end_are_trained(tokenizer: Any) -> None:
+    tokenizer.chat_template = None
+    first, second = encode(
+        tokenizer, CompletionRow("line 1", "what goes with", " day"), CompletionRow("line 2", "", "x")
+    )
+    assert trained_text(tokenizer, first) == [" day<|im_end|>"]
+    assert tokenizer.decode(first.ids.tolist()) == "what goes with day<|im_end|>"
+    # Nothing comes before its first token, so nothing predicts it.
+    assert trained_text(tokenizer, second) == ["<|im_end|>"]
+    (found,) = encode(tokenizer, CompletionRow("line 1", "what goes", " day"), train_on="all")
+    assert found.trained.tolist() == [False] + [True] * (len(found.ids) - 1)
+
+
+def test_a_token_that_prompt_and_completion_share_is_trained(tokenizer: Any) -> None:
+    assert len(tokenizer(" day", add_special_tokens=False).input_ids) < len(" day")
+    (found,) = encode(tokenizer, CompletionRow("line 1", "what goes ", "day"))
+    assert trained_text(tokenizer, found) == [" day<|im_end|>"]
+
+
+def test_long_completions_lose_the_beginning_of_their_prompt(tokenizer: Any) -> None:
+    (found,) = encode(tokenizer, CompletionRow("line 1", "word " * 50, "\nday"), max_seq_length=16)
+    assert (len(found.ids), found.is_cut) == (16, True)
+    assert trained_text(tokenizer, found) == ["\nday<|im_end|>"]
+
+
+def test_texts_are_cut_into_rows_and_nothing_is_lost(tokenizer: Any) -> None:
+    texts = ["one text of some words, longer than a row", "b"]
+    for width in (8, 9, 10, 11):
+        *rows, last = encode(tokenizer, *(TextRow("line 1", text, is_end=True) for text in texts), max_seq_length=width)
+        assert tokenizer.decode(last.ids.tolist()) == "b<|im_end|>"
+        # Each row begins with the last token of the one before: every token but the first is predicted once.
+        assert all(a.ids[-1] == b.ids[0] for a, b in itertools.pairwise(rows))
+        tokens = [rows[0].ids[0], *(token for found in rows for token in found.ids[1:])]
+        assert tokenizer.decode(tokens) == f"{texts[0]}<|im_end|>"
+    assert all(len(found.ids) == 11 for found in rows[:-1])
+    assert all(found.trained.tolist() == [False] + [True] * (len(found.ids) - 1) for found in rows)
+    assert not any(found.is_cut for found in rows)
+
+
+def test_a_document_in_pieces_is_one_document(tokenizer: Any) -> None:
+    text = "a line of a long document\n" * (2 * PIECE_CHARS // 20)
+    whole = encode(tokenizer, TextRow("line 1", text, is_end=True), max_seq_length=64)
+    pieces = [TextRow("line 1", text[:26_000], is_end=False), TextRow("line 1001", text[26_000:], is_end=True)]
+    parts = encode(tokenizer, *pieces, max_seq_length=64)
+    assert [found.ids.tolist() for found in parts] == [found.ids.tolist() for found in whole]
+    assert sum(int(found.ids[-1] == tokenizer.eos_token_id) for found in parts) == 1
+
+
+def test_a_beginning_token_where_the_tokenizer_puts_one(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    tokenizer.bos_token = "<|im_start|>"
+    (completion,) = encode(tokenizer, CompletionRow("line 1", "a\n", "b"))
+    assert completion.ids[0] == 1 and trained_text(tokenizer, completion) == ["b<|im_end|>"]
+    rows = encode(tokenizer, TextRow("line 1", "one text of some words", is_end=True), max_seq_length=8)
+    assert [found.ids[0] == 1 for found in rows] == [True] + [False] * (len(rows) - 1)
+
+
+def test_texts_need_an_end_token(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="no end token"):
+        encode(tokenizer, TextRow("line 1", "a", is_end=True))
 
 
 def some_rows(lengths: list[int]) -> list[EncodedRow]:

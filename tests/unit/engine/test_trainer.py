@@ -12,7 +12,6 @@ import torch
 
 from lomo_core.build import build_optimizer
 from lomo_core.config import ClipConfig, DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
-from lomo_core.data.batches import collate
 from lomo_core.errors import ConfigError, DataError, ModelError, OutOfMemoryError
 from lomo_core.events import Evaluation, Finished, Message, Started, Step
 from lomo_core.execute.plain import PlainExecutor
@@ -218,7 +217,7 @@ def test_a_model_that_is_missing(make_config: MakeConfig) -> None:
 def test_a_batch_moves_to_its_device(make_config: MakeConfig) -> None:
     config = make_config()
     trainer = Trainer(config, Journal(config.run_dir), StopRequest())
-    batch = collate(trainer._rows[:2], pad_token_id=0).to(torch.device("meta"))
+    batch = trainer._data.batch(0).to(torch.device("meta"))
     assert batch.labels.device.type == batch.position_ids.device.type == "meta"
     trainer._journal.close()
 
@@ -238,7 +237,7 @@ def test_two_passes_through_a_model_equal_clip_grad_norm(
     model = load_model(tiny_model, precision="fp32", device=CPU)
     sgd = torch.optim.SGD(model.parameters(), lr=0.05, foreach=False)
     for step in range(3):
-        batch_loss(model, trainer._plan.batch_of(step)).loss.backward()
+        batch_loss(model, trainer._data.batch(step)).loss.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5))
         sgd.step()
         sgd.zero_grad()

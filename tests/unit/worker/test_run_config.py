@@ -18,6 +18,7 @@ PATHS = RunPaths(
     train=Path("/d/files/t"),
     validation=Path("/d/files/v"),
     resume_from=(Path("/d/runs/j/attempt-1/checkpoints/step-20"), Path("/d/runs/j/attempt-1/checkpoints/step-10")),
+    encoded=Path("/d/runs/j/tokens"),
 )
 # No option at its default, so that one that is not passed on shows.
 OPTIONS: dict[str, Any] = {
@@ -64,8 +65,12 @@ def test_every_option_reaches_the_engine() -> None:
         "data": {
             "train_path": "/d/files/t",
             "validation_path": "/d/files/v",
+            "format": "auto",
+            "validation_format": "auto",
             "max_seq_length": 99,
             "train_on": "all",
+            "packing": False,
+            "cache_dir": "/d/runs/j/tokens",
         },
         "optimizer": {
             "name": "adalomo",
