@@ -177,8 +177,8 @@ class Trainer:
             return
         if verdict is Verdict.GIVE_UP:
             raise DivergedError(
-                f"loss or gradient are not finite at step {self._step}, and were not before the run went back to "
-                "earlier weights once: a lower learning_rate, or clipping by norm, may help"
+                f"loss or gradient are not finite at step {self._step}, although the run has gone back to earlier "
+                "weights and past the data that led there: a lower learning_rate, or clipping by norm, may help"
             )
         first = failure_policy.first_suspect(
             self._failures,

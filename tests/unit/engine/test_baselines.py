@@ -96,6 +96,18 @@ def test_a_probe_leaves_no_trace(name: BaselineName) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_gradients_come_whole_or_not_at_all(name: BaselineName) -> None:
+    net = make_net()
+    optimizer = Baseline(name, net.parameters(), 0.01)
+    weight = next(net.parameters())
+    assert not optimizer.takes_rows(weight)
+    with pytest.raises(TypeError, match="whole gradients"):
+        optimizer.take_rows(weight, 0, weight)
+    with pytest.raises(TypeError, match="whole gradients"):
+        optimizer.take_scattered_rows(weight, torch.zeros(1, dtype=torch.int64), weight)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_all_gradients_are_counted_as_alive(name: BaselineName) -> None:
     net = make_net()
     optimizer = Baseline(name, net.parameters(), 0.01)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from lomo_core.config import ClipConfig, DataConfig, OptimizerConfig
 from lomo_core.errors import OutOfMemoryError
 from lomo_core.events import Finished, Started, Step
 from lomo_core.trainer import Trainer
-from tests.support.engine_runs import MakeConfig, events_of, rewrite_json, run_here
+from tests.support.engine_runs import MakeConfig, events_of, rewrite_json, run_here, write_run
 from tests.support.faults import memory_for
 from tests.support.tiny_model import chat, chat_rows, make_tiny_model, write_jsonl
 
@@ -38,6 +40,36 @@ def test_a_probe_changes_no_bit(
         steps = [(event.loss, event.grad_norm, event.rows_hash) for event in events_of(config.run_dir, Step)]
         found[is_tried] = (steps, events_of(config.run_dir, Finished)[0].weights_sha256)
     assert found[True] == found[False]
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from lomo_core.__main__ import main
+assert main(["train", sys.argv[1]], {"LOMO_ENGINE_THREADS": "1"}) == 0
+limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + 200 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sys.exit(main(["train", sys.argv[2]], {}))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_runs_out_of_memory_says_where_and_with_what(make_config: MakeConfig, tmp_path: Path) -> None:
+    """200 MiB of address space are left for a batch that needs more than 1 GiB; a run of short rows has fitted."""
+    small = make_config(run="small", max_steps=1)
+    big = make_config(
+        run="big",
+        batch_size=400,
+        activation_checkpointing=False,
+        data=DataConfig(train_path=str(tmp_path / "long.jsonl")),
+    )
+    write_jsonl(tmp_path / "long.jsonl", [chat("word " * 200, "x")] * 400)
+    command = [sys.executable, "-c", LIMITED, str(write_run(small)), str(write_run(big))]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == OutOfMemoryError.exit_code, result.stderr
+    assert result.stderr.startswith("out of memory on the longest batch (step 1: 400 rows of ")
+    assert "It held: parameters" in result.stderr
+    assert events_of(big.run_dir, Started) and not events_of(big.run_dir, Step)
 
 
 def test_a_run_that_does_not_fit_ends_before_its_first_step(make_config: MakeConfig, tmp_path: Path) -> None:

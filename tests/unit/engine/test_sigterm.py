@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lomo_core.config import TrainConfig
 from lomo_core.errors import InterruptedRunError
 from lomo_core.events import Checkpoint, Evaluation, Failed, Finished, Message, Started, Step
 from lomo_core.run_identity import run_sha256
+from lomo_core.stop import StopRequest
 from tests.support.engine_runs import MakeConfig, Start, events_of, write_run
 from tests.support.tiny_model import chat, chat_rows, write_jsonl
 
@@ -52,6 +54,38 @@ def check_saved(config: TrainConfig, failed: Failed) -> None:
     assert saved.step == last and f"step {last}" in failed.message
     assert checkpoints.verify_checkpoint(Path(saved.path), run_sha256=run_sha256(config)).step == last
     assert not list((Path(config.run_dir) / "checkpoints").glob(".tmp-*"))
+
+
+@pytest.fixture
+def stop() -> Iterator[StopRequest]:
+    """A stop request that SIGTERM reaches, for the length of a test."""
+    before = signal.getsignal(signal.SIGTERM)
+    request = StopRequest()
+    request.install()
+    yield request
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_long_call_is_ended_from_within(stop: StopRequest) -> None:
+    reached = []
+    with pytest.raises(InterruptedRunError, match="while it was loading"), stop.interrupting():
+        signal.raise_signal(signal.SIGTERM)
+        reached.append("behind the signal")
+    assert not reached and stop.is_requested
+
+
+def test_a_library_that_swallows_the_interruption_does_not_hide_it(stop: StopRequest) -> None:
+    with pytest.raises(InterruptedRunError), stop.interrupting(), suppress(Exception):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_outside_of_such_a_call_the_signal_is_only_noted(stop: StopRequest) -> None:
+    with stop.interrupting():
+        pass
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.is_requested
+    with pytest.raises(InterruptedRunError), stop.interrupting():
+        pytest.fail("a stop that was asked for before the block must not enter it")
 
 
 @pytest.mark.slow
