@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from lomo_core import build
 from lomo_core.clipping_choice import HostSpeed, StepCost, choose_exact_clipping, measure_host
+from lomo_core.config import OptimizerConfig
+from lomo_core.events import Finished, Message
+from tests.support.engine_runs import MakeConfig, events_of, run_here
 
 GIB = 2**30
 # A 7B model in bf16 with 4096 tokens per step on a card of 400 TFLOP/s: 0.43 s for the second backward.
@@ -57,3 +61,19 @@ def test_a_measurement_is_of_this_machine(tmp_path: Path) -> None:
     assert found.free_memory_bytes == 0
     assert found.free_disk_bytes > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_choice_is_announced(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "SMALLEST_CHOICE_BYTES", 0)
+    chosen = make_config(run="chosen", optimizer=OptimizerConfig(learning_rate=0.05), max_steps=2)
+    run_here(chosen)
+    (text,) = [
+        event.message for event in events_of(chosen.run_dir, Message) if event.message.startswith("the norm comes from")
+    ]
+    assert "estimates per step: second_backward " in text
+    monkeypatch.undo()
+    plain = make_config(run="plain", optimizer=OptimizerConfig(learning_rate=0.05), max_steps=2)
+    run_here(plain)
+    assert not any("the norm comes from" in event.message for event in events_of(plain.run_dir, Message))
+    hashes = {events_of(config.run_dir, Finished)[0].weights_sha256 for config in (chosen, plain)}
+    assert len(hashes) == 1
