@@ -14,7 +14,7 @@ import pytest
 from bench.bench_quality import ARMS, Run, is_result_of, losses_of, planned, specification
 from bench.corpus import CHAT_TOPICS, Task, TaskName, chat_rows, normalised, write_task
 from bench.quality_summary import ADAMW, NEAREST, STOCHASTIC, best, claims, overall, standard_error, summary
-from lomo_core.data.formats import read_chat_rows
+from lomo_core.data.formats import RowReader, read_rows
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def test_no_sentence_is_on_two_sides(name: TaskName, tmp_path: Path) -> None:
     assert [len(side) for side in sides] == [task.num_train, task.num_choosing, task.num_reporting]
     assert not sides[0] & sides[1] and not sides[0] & sides[2] and not sides[1] & sides[2]
     assert abs(task.num_choosing - task.num_reporting) <= 1
-    assert len(read_chat_rows(task.train)) == task.num_train
+    assert len(read_rows(RowReader(task.train, param="training_file"))) == task.num_train
 
 
 def test_chat_rows_are_the_same_every_time_and_no_topic_rules() -> None:
