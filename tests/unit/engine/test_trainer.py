@@ -245,4 +245,5 @@ def test_two_passes_through_a_model_equal_clip_grad_norm(
         assert events_of(config.run_dir, Step)[-1].grad_norm == pytest.approx(norm, rel=1e-5)
     trainer._journal.close()
     for a, b in zip(trainer._training.model.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+        # One unit in the last place at 1.0: the two heads sum in another order.
+        torch.testing.assert_close(a, b, atol=1.2e-7, rtol=0)

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lomo_core.memory.meter import reset_resident_peak, resident_peak_bytes
 from lomo_core.optim import AdaLomo, Lomo
-from lomo_core.optim.clip import tensor_norm
+from lomo_core.optim.clip import NO_CLIPPING, tensor_norm
 from lomo_core.optim.fused import FusedOptimizer, state_bytes
 from lomo_core.optim.rounding import BLOCK, NoisePool
 
 CPU = torch.device("cpu")
-# One unit in the last place of an fp32 weight just above 1.
-ULP = 1.2e-7
+# What two-pass clipping may differ by from clip_grad_norm_ and SGD: below one unit in the last place at 1.0.
+CLIPPING_TOLERANCE = 1e-7
 
 
 class Tied(nn.Module):
@@ -76,12 +77,12 @@ def test_lomo_is_sgd_bit_for_bit() -> None:
 
 
 def test_exact_clipping_is_clip_grad_norm() -> None:
-    assert equal_after(5, lambda m: run_lomo(m, max_grad_norm=0.2), lambda m: run_sgd(m, clip=0.2)) < ULP
+    assert equal_after(5, lambda m: run_lomo(m, max_grad_norm=0.2), lambda m: run_sgd(m, clip=0.2)) < CLIPPING_TOLERANCE
 
 
 def test_group_clipping_is_clip_grad_norm_of_each_tensor() -> None:
     fused = lambda m: run_lomo(m, max_grad_norm=0.05, clip_mode="group")  # noqa: E731
-    assert equal_after(5, fused, lambda m: run_sgd(m, clip=0.05, group=True)) < ULP
+    assert equal_after(5, fused, lambda m: run_sgd(m, clip=0.05, group=True)) < CLIPPING_TOLERANCE
 
 
 def test_value_clipping() -> None:
@@ -233,6 +234,23 @@ def test_state_of_another_model_is_refused() -> None:
     a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     with pytest.raises(ValueError, match="parameter groups"):
         Lomo([a, b]).load_state_dict(Lomo([a]).state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("cls", [Lomo, AdaLomo])
+def test_an_update_needs_little_beside_weight_and_gradient(cls: type[FusedOptimizer], dtype: torch.dtype) -> None:
+    weight = nn.Parameter(torch.full((4096, 4096), 0.5, dtype=dtype))
+    grad = torch.full_like(weight, 0.25)
+    optimizer = cls([weight], lr=1.0, rounding="stochastic")
+    if not reset_resident_peak():
+        pytest.skip("needs a kernel that resets the peak")
+    start = resident_peak_bytes()
+    with torch.no_grad():
+        update = optimizer._update_of(optimizer._slots[0])
+        optimizer._apply(weight, grad, update, clipping=NO_CLIPPING, start=0)
+    # fp32 copies of weight and gradient would be 128 MiB; 64 MiB is the bound that blocks are for.
+    assert resident_peak_bytes() - start < 64 * 2**20
+    assert float(weight.detach()[0, 0]) < 0.5
 
 
 def rounded(value: float, *, step: int, numel: int = 1 << 20) -> Tensor:
