@@ -19,9 +19,11 @@ import sys
 import tempfile
 import traceback
 from collections.abc import MutableMapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from lomo_core.config import DataConfig, TrainConfig
 from lomo_core.death_watch import start_death_watch
@@ -30,6 +32,7 @@ from lomo_core.events import Failed
 from lomo_core.journal import Journal
 from lomo_core.model_folder import read_model_folder
 from lomo_core.stop import StopRequest
+from lomo_core.terminal import shown_in_terminal
 
 THREADS = "LOMO_ENGINE_THREADS"
 _MALLOC = "MALLOC_MMAP_THRESHOLD_"
@@ -98,7 +101,14 @@ def _train(path: Path, environment: MutableMapping[str, str]) -> int:
     config = TrainConfig.from_json(text)
     stop = StopRequest()
     stop.install()
-    journal = Journal(config.run_dir)
+    console = Console(stderr=True)
+    with shown_in_terminal(console) if console.is_terminal else nullcontext() as view:
+        journal = Journal(config.run_dir, show=None if view is None else view.show)
+        _run(config, journal, stop, environment)
+    return 0
+
+
+def _run(config: TrainConfig, journal: Journal, stop: StopRequest, environment: MutableMapping[str, str]) -> None:
     try:
         _set_up_torch(environment)
         importlib.import_module("lomo_core.trainer").Trainer(config, journal, stop).run()
@@ -110,7 +120,6 @@ def _train(path: Path, environment: MutableMapping[str, str]) -> int:
         raise
     finally:
         journal.close()
-    return 0
 
 
 def _record(journal: Journal, failed: Failed) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from lomo_core.errors import DiskFullError
@@ -17,7 +18,9 @@ class Journal:
     """One write per event, so that a reader never sees two lines mixed, and a killed engine loses at most the last
     one."""
 
-    def __init__(self, run_dir: str | Path) -> None:
+    def __init__(self, run_dir: str | Path, *, show: Callable[[Event], None] | None = None) -> None:
+        """`show` gets each event once it is written."""
+        self._show = show
         folder = Path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / JOURNAL_NAME
@@ -38,6 +41,8 @@ class Journal:
             if error.errno != errno.ENOSPC:
                 raise
             raise DiskFullError("the disk is full: the journal could not be written, make room") from error
+        if self._show is not None:
+            self._show(event)
 
     def say(self, level: Level, message: str) -> None:
         """Append a sentence for the reader of the log."""
