@@ -48,11 +48,11 @@ ARMS = (
     Arm(
         "lomo bf16 stochastic",
         "bf16",
-        (5e-3, 1e-2, 2e-2),
+        (1e-2, 2e-2, 4e-2),
         {"name": "lomo", "rounding": "stochastic", "clip": _LOMO_CLIP},
     ),
-    Arm("lomo bf16 nearest", "bf16", (5e-3, 1e-2, 2e-2), {"name": "lomo", "rounding": "nearest", "clip": _LOMO_CLIP}),
-    Arm("adamw fp32", "fp32", (1e-5, 3e-5, 1e-4), {"name": "adamw", "clip": _ADAMW_CLIP}),
+    Arm("lomo bf16 nearest", "bf16", (1e-2, 2e-2, 4e-2), {"name": "lomo", "rounding": "nearest", "clip": _LOMO_CLIP}),
+    Arm("adamw fp32", "fp32", (3e-5, 1e-4, 3e-4), {"name": "adamw", "clip": _ADAMW_CLIP}),
 )
 TASKS: tuple[TaskName, ...] = ("docs", "chat")
 
