@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from jobs.errors import InvalidRequestError
+from jobs.run_config import check_options
 from jobs.spec import JobSpec, LomoOptions
 
 # OpenAI's limits of `metadata`: 16 pairs, 64 characters per key, 512 per value.
@@ -95,7 +96,8 @@ class CreateJob(_Request):
         """The job to do, with every default filled in and "auto" replaced by the number used.
 
         Raises:
-            InvalidRequestError: a part of OpenAI's schema that is not supported, or hyperparameters in two places.
+            InvalidRequestError: a part of OpenAI's schema that is not supported, hyperparameters in two places, or
+                options that the engine cannot have together.
         """
         if self.integrations:
             raise _unsupported("Integrations are not supported yet.", "integrations")
@@ -106,7 +108,7 @@ class CreateJob(_Request):
             raise _unsupported("A supervised job has no settings of another method.", "method")
         given = self._hyperparameters()
         chosen = {name: value for name, value in given.model_dump().items() if value is not None}
-        return JobSpec(
+        spec = JobSpec(
             model=self.model,
             training_file=self.training_file,
             validation_file=self.validation_file,
@@ -115,6 +117,8 @@ class CreateJob(_Request):
             lomo=self.lomo or LomoOptions(),
             **chosen,
         )
+        check_options(spec)
+        return spec
 
     def _hyperparameters(self) -> Hyperparameters:
         """Those of `method.supervised`, or the deprecated ones at the top."""

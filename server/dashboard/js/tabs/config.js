@@ -4,13 +4,19 @@ import { createBody, createForms, optionsOf } from '../commands.js';
 import { duration, gb, int, short, visible } from '../format.js';
 import { Commands, Copy } from '../components/basics.js';
 
-const sayClip = ({ mode, threshold }) => (mode === 'none' ? 'none' : `${mode}, ${threshold}`);
+const sayClip = ({ mode, threshold, exact }) =>
+  mode === 'none' ? 'none' : [mode, threshold, exact !== 'auto' && exact].filter(Boolean).join(', ');
+
+const sayOption = (key, value) => {
+  if (key === 'clip') return sayClip(value);
+  return typeof value === 'object' ? JSON.stringify(value) : String(value);
+};
 
 function settings(job) {
   const hyper = job.hyperparameters ?? {};
   const options = Object.entries(optionsOf(job)).map(([key, value]) => [
     key,
-    key === 'clip' ? sayClip(value) : String(value),
+    sayOption(key, value),
   ]);
   return [
     ['n_epochs', hyper.n_epochs],
