@@ -17,7 +17,7 @@ from jobs.models import Job
 from local.valkey import Valkey
 from lomo_core import events as engine
 
-from .conftest import HOST, MODEL, Run, Site, make_step
+from .conftest import HOST, MODEL, TRAIN_ROW, Run, Site, make_step
 
 POLICY = RetryPolicy(max_failures=3, backoff_s=0.0)
 
@@ -242,6 +242,26 @@ def test_files_that_cannot_be_trained_on(site: Site) -> None:
         response = site.client().post("/v1/fine_tuning/jobs", json=body)
         assert response.status_code == 400
         assert (response.json()["error"]["code"], response.json()["error"]["param"]) == ("invalid_file_purpose", param)
+
+
+def test_the_format_of_a_file_is_the_jobs(site: Site) -> None:
+    text, rows = site.upload(b"Once upon a time.", name="tale.txt"), site.upload(b"[" + TRAIN_ROW + b"]")
+    assert site.client().get(f"/v1/files/{text}").json()["num_lines"] is None
+    assert site.client().get(f"/v1/files/{rows}").json()["num_lines"] == 1
+    spec = site.run(training_file=text, validation_file=rows).claim.spec
+    assert (spec.training_format, spec.validation_format) == ("plain", "auto")
+    spec = site.run(training_file=rows).claim.spec
+    assert (spec.training_format, spec.validation_format) == ("auto", "auto")
+
+
+def test_options_that_do_not_fit_together_are_a_400_and_no_job(site: Site) -> None:
+    body = {"model": MODEL, "training_file": site.upload(), "lomo": {"optimizer": "adamw", "precision": "fp16"}}
+    response = site.client().post("/v1/fine_tuning/jobs", json=body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["param"], error["code"]) == ("lomo.precision", "invalid_value")
+    assert "fp16 weights need the loss scaling of lomo and adalomo" in error["message"]
+    assert site.client().get("/v1/fine_tuning/jobs").json()["data"] == []
 
 
 def test_lost_bytes_are_a_404(site: Site) -> None:
