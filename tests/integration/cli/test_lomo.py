@@ -211,7 +211,8 @@ def test_every_engine_option_is_taken_by_the_server(place: Place) -> None:
     assert job["hyperparameters"] == {"n_epochs": 2, "batch_size": 3, "learning_rate_multiplier": 0.5}
     assert job["lomo"].items() >= {
         "optimizer": "adalomo", "learning_rate": 0.001, "schedule": "cosine", "warmup_ratio": 0.1,
-        "weight_decay": 0.01, "clip": {"mode": "value", "threshold": 0.5, "exact": "auto"}, "precision": "fp32", "rounding": "nearest",
+        "weight_decay": 0.01, "clip": {"mode": "value", "threshold": 0.5, "exact": "auto"},
+        "precision": "fp32", "rounding": "nearest",
         "frozen": ["*.embed*", "*norm*"], "sample_prompts": ["Why?"], "sample_max_new_tokens": 5, "final_model": "last",
         "param_groups": [{"pattern": "*.bias", "learning_rate_scale": 1.0, "weight_decay": 0.5}], "keep_best": False,
         "activation_checkpointing": False, "max_seq_length": 64, "packing": False, "train_on": "all", "devices": 1,
