@@ -1,7 +1,8 @@
 """The body of `POST /v1/fine_tuning/jobs` out of options: a table of the engine's options, and how they are merged.
 
 The table repeats the names of the server's `lomo` object (a test compares them), so that the command starts without
-pydantic's schema of them; values are judged by the server, which knows better what is allowed.
+pydantic's schema of them; values are judged by the server, which knows better what is allowed. `param_groups`, a list
+of objects, has no option of its own: `--lomo 'param_groups=[...]'`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class JobOption:
     """One option of `lomo jobs create`, and where its value goes in the body."""
 
     name: str
-    kind: type
+    kind: Any
+    """Of its value; an option of a list is given once per item."""
     help: str
     at: tuple[str, ...] = _LOMO
     """The object that holds it."""
@@ -49,15 +51,19 @@ JOB_OPTIONS: tuple[JobOption, ...] = (
     JobOption("n_epochs", int, "Passes over the data.", at=_HYPERPARAMETERS),
     JobOption("batch_size", int, "Rows per step.", at=_HYPERPARAMETERS),
     JobOption("learning_rate_multiplier", float, "Multiplies the learning rate.", at=_HYPERPARAMETERS),
-    JobOption("optimizer", str, "lomo or adalomo."),
-    JobOption("learning_rate", float, "Peak rate; by default 0.01 for lomo, 5e-4 for adalomo."),
+    JobOption("optimizer", str, "lomo or adalomo; sgd and adamw, which need more memory, to compare with."),
+    JobOption("learning_rate", float, "Peak rate; by default 0.01 for lomo and sgd, 5e-4 for adalomo, 2e-5 for adamw."),
     JobOption("schedule", str, "linear, cosine or constant."),
     JobOption("warmup_ratio", float, "Share of the steps in which the rate rises from 0."),
     JobOption("weight_decay", float, "Decoupled decay of the weights."),
-    JobOption("clip_mode", str, "norm (exact, two backwards), value, group or none.", at=_CLIP, key="mode"),
+    JobOption(
+        "clip_mode", str, "norm (exact), delayed (the step before's), value, group or none.", at=_CLIP, key="mode"
+    ),
     JobOption("clip_threshold", float, "Largest norm or value.", at=_CLIP, key="threshold"),
-    JobOption("precision", str, "bf16 or fp32."),
-    JobOption("rounding", str, "stochastic or nearest, of updates to 16-bit weights."),
+    JobOption("clip_exact", str, "auto, second_backward, spill_memory or spill_file.", at=_CLIP, key="exact"),
+    JobOption("precision", str, "bf16, fp16 or fp32."),
+    JobOption("rounding", str, "stochastic or nearest, of updates to 16-bit weights; by default the optimizer's."),
+    JobOption("frozen", list[str], "Parameters not to train, as a glob such as 'model.layers.[0-3].*'; repeatable."),
     JobOption("activation_checkpointing", bool, "Recompute activations instead of keeping them."),
     JobOption("max_seq_length", int, "Tokens; longer rows are cut."),
     JobOption("packing", bool, "Several rows in one sequence."),
@@ -68,6 +74,11 @@ JOB_OPTIONS: tuple[JobOption, ...] = (
     JobOption("checkpoint_every_steps", int, "0: no checkpoint before the end."),
     JobOption("keep_checkpoints", int, "How many are kept."),
     JobOption("eval_every_steps", int, "0: before the first and after the last step only."),
+    JobOption("early_stopping_patience", int, "Stop after so many evaluations in a row without a better one."),
+    JobOption("keep_best", bool, "Keep the model of the best evaluation, too."),
+    JobOption("final_model", str, "last or best: whose weights the job ends with."),
+    JobOption("sample_prompts", list[str], "Answered with each evaluation; repeatable, at most 16."),
+    JobOption("sample_max_new_tokens", int, "Longest answer to a sample prompt."),
     JobOption("max_steps", int, "Stop after so many steps."),
     JobOption("priority", int, "Higher runs first, -100 to 100."),
 )
@@ -88,7 +99,8 @@ def option_parameters() -> list[inspect.Parameter]:
 
 def given_values(values: Mapping[str, Any]) -> list[tuple[tuple[str, ...], Any]]:
     """The options of the table that were given, with their places in the body."""
-    return [(option.place, values[option.name]) for option in JOB_OPTIONS if values[option.name] is not None]
+    # A list option that was not given is None or empty, as typer likes.
+    return [(option.place, values[option.name]) for option in JOB_OPTIONS if values[option.name] not in (None, [])]
 
 
 def read_config(path: Path) -> Json:

@@ -106,9 +106,12 @@ def _event(number: int, line: engine.JournalLine) -> NewEvent:
         case engine.Checkpoint():
             message = f"Checkpoint created at step {event.step}"
             data = {"step": event.step, "bytes": event.num_bytes, "manifest_sha256": event.manifest_sha256}
+            data["best_step"] = event.best_step
         case engine.Finished():
-            message = f"Model written after {event.seconds:.0f} s, weights sha256 {event.weights_sha256[:12]}"
+            chosen = f" of step {event.model_step}" if event.model_step not in (None, event.step) else ""
+            message = f"Model{chosen} written after {event.seconds:.0f} s, weights sha256 {event.weights_sha256[:12]}"
             data = {"step": event.step, "weights_sha256": event.weights_sha256, "peak_bytes": event.peak_bytes}
+            data |= {"model_step": event.model_step, "best_step": event.best_step}
         case engine.Failed():
             # An engine that stops because it was asked to (lomo_core.errors.InterruptedRunError) is nobody's error. Of
             # any other end the reason is given once, by the event that makes the job fail.

@@ -98,6 +98,7 @@ class File(Base):
     purpose: Mapped[str]
     num_bytes: Mapped[int] = mapped_column(BigInteger)
     num_lines: Mapped[int | None] = mapped_column(BigInteger)
+    """Rows of a file to train on; None for plain text, and for another purpose."""
     sha256: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 

@@ -1,19 +1,63 @@
 """What a job is to do, as stored in its row: OpenAI's hyperparameters and the `lomo` object, with defaults filled in.
 
-The classes double as the schema of the request's `lomo` object: unknown keys are errors, every field has a range.
-`worker/runner.py` has the single translation of a `JobSpec` into the engine's `TrainConfig`.
+The classes double as the schema of the request's `lomo` object: unknown keys are errors, every field has a range. Which
+values there are is the engine's to say (`lomo_core/config.py`); what fits together is checked by building its
+specification, in `run_config.py`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
-# Rates at which each rule learns (lomo_core/optim; facts: LOMO 5e-4 to 5e-2 clipped, AdaLomo 5e-4 to 1e-3).
-DEFAULT_LEARNING_RATES = {"lomo": 0.01, "adalomo": 5e-4}
+from lomo_core.config import (
+    ClipMode,
+    ExactClipping,
+    FinalModel,
+    OptimizerConfig,
+    OptimizerName,
+    Precision,
+    Rounding,
+    ScheduleName,
+    TrainOn,
+)
 
 Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+# Prompts come back with every answer of the job and with each sample; a page of text has about 3000 characters.
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=4000)]
+_MAX_PROMPTS = 16
+# The engine tries each pattern on each name: a model has some hundred of them.
+_MAX_PATTERNS = 16
+# Written out as a regular expression a star has seven characters and another one at most two: with so few of them the
+# longest glob stays below the engine's 200.
+_MAX_STARS = 8
+_MAX_GLOB_CHARS = 64
+
+
+def _few_stars(glob: str) -> str:
+    if glob.count("*") > _MAX_STARS:
+        raise ValueError(f"a pattern has at most {_MAX_STARS} stars")
+    return glob
+
+
+Glob = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_.*?\[\]!-]+$", max_length=_MAX_GLOB_CHARS),
+    AfterValidator(_few_stars),
+]
+"""Matches a parameter's whole name: `*`, `?`, `[0-9]`, `[!0-9]`, as in a shell. A regular expression from a stranger
+could take for ever."""
 
 
 class _Spec(BaseModel):
@@ -21,32 +65,51 @@ class _Spec(BaseModel):
 
 
 class ClipOptions(_Spec):
-    """Gradient clipping: `norm` is exact (a second backward), `group` is per tensor in one pass."""
+    """Gradient clipping: `norm` is exact, `delayed` takes the norm of the step before, `group` is per tensor."""
 
-    mode: Literal["norm", "value", "group", "none"] = "norm"
+    mode: ClipMode = "norm"
     threshold: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    exact: ExactClipping = "auto"
+    """How `norm`, and fp16, get the norm before the first update; all ways give the same bits."""
+
+
+class ParamGroup(_Spec):
+    """Parameters with a rate or a decay of their own."""
+
+    pattern: Glob
+    learning_rate_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Times the job's learning rate."""
+    weight_decay: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    """None: the job's."""
 
 
 class LomoOptions(_Spec):
     """The engine's options: the `lomo` object of a job."""
 
-    optimizer: Literal["lomo", "adalomo"] = "lomo"
+    optimizer: OptimizerName = "lomo"
+    """`sgd` and `adamw` are torch's own, to compare with: they need memory for all gradients, and AdamW for moments."""
     learning_rate: float | None = Field(default=None, gt=0, le=10, allow_inf_nan=False)
-    """Peak rate, of LOMO's scale; by default 0.01 for lomo and 5e-4 for adalomo (never None once validated)."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Peak rate; by default 0.01 for lomo and sgd, 5e-4 for adalomo, 2e-5 for adamw (never None once validated)."""
+    schedule: ScheduleName = "linear"
     warmup_ratio: Probability = 0.03
     """Share of the steps in which the rate rises from 0."""
     weight_decay: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
     clip: ClipOptions = ClipOptions()
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
     """Of weights and gradients; there is no second copy of the weights."""
-    rounding: Literal["stochastic", "nearest"] = "stochastic"
-    """How an update is written back to 16-bit weights."""
+    rounding: Rounding | None = None
+    """How an update is written back to 16-bit weights; by default stochastic for lomo and adalomo, nearest for sgd and
+    adamw (never None once validated)."""
+    param_groups: list[ParamGroup] = Field(default=[], max_length=_MAX_PATTERNS)
+    """The first group whose pattern matches takes a parameter."""
+    frozen: list[Glob] = Field(default=[], max_length=_MAX_PATTERNS)
+    """Parameters that are not trained; taken before any group."""
     activation_checkpointing: bool = True
     max_seq_length: int = Field(default=512, ge=8, le=1_048_576)
     """Tokens; longer rows are cut and counted."""
-    packing: Literal[False] = False
-    train_on: Literal["assistant", "all"] = "assistant"
+    packing: bool = False
+    """Several rows in one sequence, which do not see each other; `batch_size` then counts sequences."""
+    train_on: TrainOn = "assistant"
     devices: Literal[1] = 1
     nodes: Literal[1] = 1
     offload: Literal["none"] = "none"
@@ -55,17 +118,31 @@ class LomoOptions(_Spec):
     keep_checkpoints: int = Field(default=2, ge=1, le=1000)
     eval_every_steps: int = Field(default=0, ge=0, le=1_000_000_000)
     """0: before the first and after the last step only."""
+    early_stopping_patience: int | None = Field(default=None, ge=1, le=1_000_000)
+    """The run ends after so many evaluations in a row without a better one."""
+    keep_best: bool = False
+    """Keep the model of the best evaluation, too."""
+    final_model: FinalModel = "last"
+    """Which weights the job ends with: the last step's, or those of the best evaluation (needs `keep_best`)."""
+    sample_prompts: list[Prompt] = Field(default=[], max_length=_MAX_PROMPTS)
+    """Answered greedily with each evaluation."""
+    sample_max_new_tokens: int = Field(default=64, ge=1, le=1024)
     max_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
     priority: int = Field(default=0, ge=-100, le=100)
     """Higher is claimed first."""
 
     @model_validator(mode="before")
     @classmethod
-    def _default_learning_rate(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("learning_rate") is None:
-            rate = DEFAULT_LEARNING_RATES.get(str(data.get("optimizer", "lomo")))
-            return {**data, "learning_rate": rate}
-        return data
+    def _fill_in_the_rules_defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("optimizer", "lomo") not in get_args(OptimizerName):
+            return data
+        rule = OptimizerConfig(name=data.get("optimizer", "lomo"))
+        defaults = {"learning_rate": rule.peak_learning_rate, "rounding": rule.weight_rounding}
+        return {**data, **{key: value for key, value in defaults.items() if data.get(key) is None}}
+
+
+Format = Literal["auto", "plain"]
+"""Of an uploaded file: rows, the first of which says what they are, or plain text."""
 
 
 class JobSpec(_Spec):
@@ -74,6 +151,8 @@ class JobSpec(_Spec):
     model: str
     training_file: str
     validation_file: str | None = None
+    training_format: Format = "auto"
+    validation_format: Format = "auto"
     suffix: str | None = None
     seed: int = Field(ge=0, le=2_147_483_647)
     n_epochs: int = Field(default=1, ge=1, le=50)
@@ -81,3 +160,43 @@ class JobSpec(_Spec):
     learning_rate_multiplier: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Multiplies `lomo.learning_rate`."""
     lomo: LomoOptions = Field(default_factory=LomoOptions)
+
+
+def _none_if_wrong(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:
+        return None
+
+
+_Text = Annotated[str | None, WrapValidator(_none_if_wrong)]
+_Integer = Annotated[int | None, WrapValidator(_none_if_wrong)]
+
+
+class ForeignSpec(BaseModel):
+    """What can be read of a spec that another version of this program stored; None: that cannot. It can be shown, but
+    not run."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    model: _Text = None
+    training_file: _Text = None
+    validation_file: _Text = None
+    suffix: _Text = None
+    seed: _Integer = None
+    n_epochs: _Integer = None
+    batch_size: _Integer = None
+    learning_rate_multiplier: Annotated[float | None, WrapValidator(_none_if_wrong)] = None
+    lomo: Annotated[dict[str, Any] | None, WrapValidator(_none_if_wrong)] = None
+    """As it is stored."""
+    unreadable: list[str]
+    """Keys that this version does not know, that are missing, or whose values it does not take."""
+
+
+def read_stored(stored: dict[str, Any]) -> JobSpec | ForeignSpec:
+    """A spec as a job's row has it."""
+    try:
+        return JobSpec.model_validate(stored)
+    except ValidationError as error:
+        places = [".".join(map(str, fault["loc"])) for fault in error.errors(include_url=False, include_input=False)]
+        return ForeignSpec.model_validate({**stored, "unreadable": sorted(set(places))})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from jobs import reads
 from jobs.db import Database
@@ -16,7 +17,7 @@ from jobs.ids import event_id, tuned_model_id
 from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Job, TunedModel
 from jobs.reads import JobDetails
 from jobs.settings import JobsSettings
-from jobs.spec import JobSpec
+from jobs.spec import ForeignSpec, JobSpec, read_stored
 from jobs.status import JobStatus
 from server import schemas
 
@@ -51,9 +52,9 @@ def describe_event(event: Event) -> schemas.JobEvent:
     )
 
 
-def describe_checkpoint(checkpoint: Checkpoint, spec: JobSpec) -> schemas.JobCheckpoint:
+def describe_checkpoint(checkpoint: Checkpoint, spec: JobSpec | ForeignSpec) -> schemas.JobCheckpoint:
     """A checkpoint, named after the model that its job makes."""
-    name = tuned_model_id(base_model=spec.model, suffix=spec.suffix, job_id=checkpoint.job_id)
+    name = tuned_model_id(base_model=spec.model or "unknown", suffix=spec.suffix, job_id=checkpoint.job_id)
     return schemas.JobCheckpoint(
         id=checkpoint.id,
         created_at=_unix(checkpoint.created_at),
@@ -120,7 +121,7 @@ def eta_s(job: Job, *, step_s: float | None, now: datetime) -> float | None:
 
 
 def _job(job: Job, details: JobDetails, settings: JobsSettings) -> schemas.FineTuningJob:
-    spec = JobSpec.model_validate(job.spec)
+    spec = read_stored(job.spec)
     used = schemas.UsedHyperparameters(
         n_epochs=spec.n_epochs, batch_size=spec.batch_size, learning_rate_multiplier=spec.learning_rate_multiplier
     )
@@ -150,33 +151,40 @@ def _job(job: Job, details: JobDetails, settings: JobsSettings) -> schemas.FineT
 
 
 def _lomo(
-    job: Job, details: JobDetails, *, spec: JobSpec, left_s: float | None, settings: JobsSettings
-) -> schemas.JobLomo:
+    job: Job, details: JobDetails, *, spec: JobSpec | ForeignSpec, left_s: float | None, settings: JobsSettings
+) -> schemas.JobLomo | schemas.ForeignLomo:
+    state = _run_state(job, details, left_s=left_s, settings=settings)
+    if isinstance(spec, JobSpec):
+        # Not model_dump: the nested options stay objects.
+        return schemas.JobLomo(**dict(spec.lomo), **state)
+    return schemas.ForeignLomo(**{**(spec.lomo or {}), **state, "unreadable": spec.unreadable})
+
+
+def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings: JobsSettings) -> dict[str, Any]:
+    """The fields of `schemas.RunState`."""
     run = job.run or {}
     owner = job.lease_owner or details.owner
-    return schemas.JobLomo(
-        # Not model_dump: the nested options stay objects.
-        **dict(spec.lomo),
-        attempt=job.attempt,
-        failures=job.failures,
-        host=_host(owner) if owner else None,
-        started_at=_unix(job.started_at) if job.started_at else None,
-        cancel_requested=job.cancel_requested_at is not None,
-        step=job.step,
-        total_steps=job.total_steps,
-        loss=job.loss,
-        tokens_per_second=job.tokens_per_s,
-        eta_s=None if left_s is None else round(left_s, 1),
-        num_parameters=run.get("num_parameters"),
-        num_train_rows=run.get("num_train_rows"),
-        device=run.get("device"),
-        device_bytes=run.get("device_bytes"),
-        memory=schemas.Memory(measured=job.memory, measured_peak_bytes=(job.memory or {}).get("peak_bytes")),
-        evaluations=[describe_evaluation(evaluation) for evaluation in details.evaluations],
-        weights_sha256=job.weights_sha256,
-        model_path=str((settings.data_dir / details.model_path).absolute()) if details.model_path else None,
-        loss_curve=details.loss_curve,
-    )
+    return {
+        "attempt": job.attempt,
+        "failures": job.failures,
+        "host": _host(owner) if owner else None,
+        "started_at": _unix(job.started_at) if job.started_at else None,
+        "cancel_requested": job.cancel_requested_at is not None,
+        "step": job.step,
+        "total_steps": job.total_steps,
+        "loss": job.loss,
+        "tokens_per_second": job.tokens_per_s,
+        "eta_s": None if left_s is None else round(left_s, 1),
+        "num_parameters": run.get("num_parameters"),
+        "num_train_rows": run.get("num_train_rows"),
+        "device": run.get("device"),
+        "device_bytes": run.get("device_bytes"),
+        "memory": schemas.Memory(measured=job.memory, measured_peak_bytes=(job.memory or {}).get("peak_bytes")),
+        "evaluations": [describe_evaluation(evaluation) for evaluation in details.evaluations],
+        "weights_sha256": job.weights_sha256,
+        "model_path": str((settings.data_dir / details.model_path).absolute()) if details.model_path else None,
+        "loss_curve": details.loss_curve,
+    }
 
 
 def _host(owner: str) -> str:

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from jobs.errors import InvalidRequestError
+from jobs.run_config import check_options
 from jobs.spec import JobSpec, LomoOptions
 
 # OpenAI's limits of `metadata`: 16 pairs, 64 characters per key, 512 per value.
@@ -95,7 +96,8 @@ class CreateJob(_Request):
         """The job to do, with every default filled in and "auto" replaced by the number used.
 
         Raises:
-            InvalidRequestError: a part of OpenAI's schema that is not supported, or hyperparameters in two places.
+            InvalidRequestError: a part of OpenAI's schema that is not supported, hyperparameters in two places, or
+                options that the engine cannot have together.
         """
         if self.integrations:
             raise _unsupported("Integrations are not supported yet.", "integrations")
@@ -106,7 +108,7 @@ class CreateJob(_Request):
             raise _unsupported("A supervised job has no settings of another method.", "method")
         given = self._hyperparameters()
         chosen = {name: value for name, value in given.model_dump().items() if value is not None}
-        return JobSpec(
+        spec = JobSpec(
             model=self.model,
             training_file=self.training_file,
             validation_file=self.validation_file,
@@ -115,6 +117,8 @@ class CreateJob(_Request):
             lomo=self.lomo or LomoOptions(),
             **chosen,
         )
+        check_options(spec)
+        return spec
 
     def _hyperparameters(self) -> Hyperparameters:
         """Those of `method.supervised`, or the deprecated ones at the top."""
@@ -177,11 +181,11 @@ class FilesQuery(BaseModel):
 
 
 class UsedHyperparameters(BaseModel):
-    """The hyperparameters as used: numbers, never "auto"."""
+    """The hyperparameters as used: numbers, never "auto"; None where another version's job cannot be read."""
 
-    n_epochs: int
-    batch_size: int
-    learning_rate_multiplier: float
+    n_epochs: int | None
+    batch_size: int | None
+    learning_rate_multiplier: float | None
 
 
 class UsedSupervised(BaseModel):
@@ -225,8 +229,8 @@ class Memory(BaseModel):
     planned_peak_bytes: int | None = None
 
 
-class JobLomo(LomoOptions):
-    """The engine's options as used, and how the run stands."""
+class RunState(BaseModel):
+    """How a job's run stands."""
 
     attempt: int
     failures: int
@@ -258,12 +262,26 @@ class JobLomo(LomoOptions):
         return body
 
 
+class JobLomo(LomoOptions, RunState):
+    """The engine's options as used, and how the run stands."""
+
+
+class ForeignLomo(RunState):
+    """The same of a job that another version of this program stored: its options as they are, unchecked."""
+
+    model_config = ConfigDict(extra="allow")
+
+    unreadable: list[str]
+    """Keys of the stored job that this version does not know, that are missing, or whose values it does not take."""
+
+
 class FineTuningJob(BaseModel):
     """OpenAI's `fine_tuning.job`."""
 
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
     id: str
-    model: str
+    model: str | None
+    """None, like the other fields of the request, where another version's job cannot be read."""
     created_at: int
     finished_at: int | None
     fine_tuned_model: str | None
@@ -271,17 +289,17 @@ class FineTuningJob(BaseModel):
     result_files: list[str] = []
     status: str
     validation_file: str | None
-    training_file: str
+    training_file: str | None
     hyperparameters: UsedHyperparameters
     trained_tokens: int | None
     error: JobError | None
     integrations: list[Any] = []
-    seed: int
+    seed: int | None
     estimated_finish: int | None
     user_provided_suffix: str | None
     method: UsedMethod
     metadata: dict[str, str]
-    lomo: JobLomo
+    lomo: JobLomo | ForeignLomo
 
 
 class JobEvent(BaseModel):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from jobs.lifecycle import JobFailure
+from jobs.run_config import api_param
 from lomo_core.errors import EXIT_CODES, EngineError, InterruptedRunError
 from lomo_core.events import Failed, Finished
 
@@ -73,18 +74,6 @@ _TEXTS = {
     "disk_full": "The worker's disk is full: a checkpoint or the model could not be written",
 }
 
-# The engine names fields of its own specification (lomo_core/config.py); a user knows those of the request.
-_PARAMS = {
-    "model_path": "model",
-    "train_path": "training_file",
-    "validation_path": "validation_file",
-    "n_epochs": "hyperparameters.n_epochs",
-    "batch_size": "hyperparameters.batch_size",
-    "optimizer.name": "lomo.optimizer",
-    "schedule.name": "lomo.schedule",
-}
-_API_PARAMS = frozenset({"model", "training_file", "validation_file", "seed", "suffix"})
-
 
 def judge(exit_code: int, *, asked: Asked, finished: Finished | None, failed: Failed | None) -> Verdict:
     """What an engine's end means. `exit_code` is negative for a signal; `finished`, `failed`: its journal's last words.
@@ -115,17 +104,6 @@ def describe_signal(number: int) -> str:
         return f"signal {number}"
     hint = ", often sent by the kernel when memory runs out" if number == signal.SIGKILL else ""
     return f"signal {number} ({name}{hint})"
-
-
-def api_param(param: str | None) -> str | None:
-    """The request's name for a field that the engine names: `optimizer.learning_rate` is `lomo.learning_rate`."""
-    if param is None or param in _API_PARAMS:
-        return param
-    if param in _PARAMS:
-        return _PARAMS[param]
-    for prefix in ("data.", "optimizer.", "schedule."):
-        param = param.removeprefix(prefix)
-    return _PARAMS.get(param) or f"lomo.{param.removeprefix('lomo.')}"
 
 
 def _gave_up(exit_code: int, error: type[EngineError] | None, failed: Failed | None) -> GaveUp:

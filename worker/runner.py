@@ -26,6 +26,7 @@ from jobs import catalog, lifecycle, reads
 from jobs.db import Database
 from jobs.errors import InvalidRequestError, LeaseLostError
 from jobs.lifecycle import Claim, JobFailure, RetryPolicy
+from jobs.run_config import RUN_CONFIG_NAME, RunPaths, api_param, to_train_config
 from lomo_core.errors import ConfigError, DiskFullError
 from lomo_core.events import JOURNAL_NAME
 from worker.engine_process import EngineProcess, engine_environment, hub_environment
@@ -41,11 +42,9 @@ from worker.outcome import (
     Released,
     Succeeded,
     Verdict,
-    api_param,
     judge,
 )
 from worker.retention import ENCODED_NAME, attempt_folder, prune_superseded, remove_encoded_rows
-from worker.run_config import RUN_CONFIG_NAME, RunPaths, to_train_config
 from worker.settings import WorkerSettings
 
 T = TypeVar("T")

@@ -17,7 +17,6 @@ from lomo_core.data.rows import RowError, TextRow, WrongRow
 
 # A row is read whole; the longest row of public chat sets is below 1 MiB.
 MAX_ROW_BYTES = 16 * 1024 * 1024
-_TOO_LONG = f"the row is longer than {MAX_ROW_BYTES // 2**20} MiB"
 # A text is tokenised in pieces of this many characters, so that a document of any size is; long enough for the cuts
 # (at ends of lines) not to matter.
 PIECE_CHARS = 64 * 1024
@@ -53,9 +52,14 @@ def describe_binary(stream: BinaryIO) -> str | None:
 
 def json_rows(stream: BinaryIO) -> Iterator[RawRow]:
     """The rows of JSON lines or of a JSON array, from the start of a stream."""
+    return array_elements(stream) if is_array(stream) else _json_lines(stream)
+
+
+def is_array(stream: BinaryIO) -> bool:
+    """Whether a file's rows are the elements of a JSON array; the stream is at its start again afterwards."""
     head = stream.read(_HEAD_BYTES).removeprefix(_BOM)
     stream.seek(0)
-    return _array_elements(stream) if _ARRAY_START.match(head) else _json_lines(stream)
+    return _ARRAY_START.match(head) is not None
 
 
 def _json_lines(stream: BinaryIO) -> Iterator[RawRow]:
@@ -82,7 +86,7 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 def _parse_line(raw: bytes, *, is_first: bool) -> dict[str, Any]:
     if len(raw) > MAX_ROW_BYTES:
-        raise RowError(_TOO_LONG)
+        raise RowError(_too_long(MAX_ROW_BYTES))
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -95,15 +99,19 @@ def _parse_line(raw: bytes, *, is_first: bool) -> dict[str, Any]:
     return _as_object(body)
 
 
+def _too_long(max_bytes: int) -> str:
+    return f"the row is longer than {max_bytes // 2**20} MiB"
+
+
 def _as_object(body: object) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise RowError(f"expected a JSON object, not {kind_name(body)}")
     return body
 
 
-def _array_elements(stream: BinaryIO) -> Iterator[RawRow]:
+def array_elements(stream: BinaryIO, *, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[RawRow]:
     """The elements of an array. After an error of syntax nothing is known of the rest: it ends there."""
-    text = _Window(stream)
+    text = _Window(stream, max_row_bytes)
     number = 0
     try:
         text.skip_white_space()
@@ -132,8 +140,9 @@ def _array_elements(stream: BinaryIO) -> Iterator[RawRow]:
 class _Window:
     """A moving window over the text of a stream: what comes next, and its line. Bounded by one row."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, max_row_bytes: int) -> None:
         self._stream = stream
+        self._max_row_bytes = max_row_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         self._json = json.JSONDecoder(parse_constant=refuse_constant)
         self._text = ""
@@ -169,8 +178,8 @@ class _Window:
             try:
                 value, end = self._json.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                if len(self._text) - self._at > MAX_ROW_BYTES:
-                    raise RowError(f"not valid JSON ({error.msg}), or {_TOO_LONG}") from error
+                if len(self._text) - self._at > self._max_row_bytes:
+                    raise RowError(f"not valid JSON ({error.msg}), or {_too_long(self._max_row_bytes)}") from error
                 if not self._fill():
                     self.line += error.lineno - 1 - self._text.count("\n", 0, self._at)
                     raise RowError(f"not valid JSON ({error.msg})") from error

@@ -26,8 +26,7 @@ def create_job(
     body: CreateBody, caller: Caller, services: ServicesDep, background: BackgroundTasks
 ) -> schemas.FineTuningJob:
     """Queue a job. The doorbell rings after the response, since a broker that is down must not delay or fail it."""
-    spec = body.to_spec()
-    _check_references(services, spec, organization_id=caller.organization_id)
+    spec = _check_references(services, body.to_spec(), organization_id=caller.organization_id)
     job = lifecycle.submit(
         services.db,
         spec=spec,
@@ -75,13 +74,14 @@ def cancel_job(job_id: str, caller: Caller, services: ServicesDep) -> schemas.Fi
     return describe_jobs(services.db, services.settings, [job])[0]
 
 
-def _check_references(services: Services, spec: JobSpec, *, organization_id: str) -> None:
-    """See that the model and the files exist and may be trained on.
+def _check_references(services: Services, spec: JobSpec, *, organization_id: str) -> JobSpec:
+    """See that the model and the files exist and may be trained on. Returns the job with its files' formats.
 
     Raises:
         InvalidRequestError: one does not or may not; `param` says which.
     """
     catalog.resolve_model(services.db, services.settings, organization_id=organization_id, name=spec.model)
+    formats = {}
     for param, file_id in (("training_file", spec.training_file), ("validation_file", spec.validation_file)):
         if file_id is None:
             continue
@@ -98,6 +98,9 @@ def _check_references(services: Services, spec: JobSpec, *, organization_id: str
                 code="invalid_file_purpose",
                 param=param,
             )
+        # A file to train on without rows is plain text (jobs/file_check.py); of rows the first says what they are.
+        formats[param.replace("_file", "_format")] = "plain" if file.num_lines is None else "auto"
+    return spec.model_copy(update=formats)
 
 
 def _read_metadata_filter(request: Request) -> dict[str, str] | None:

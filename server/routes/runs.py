@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from jobs import reads
 from jobs.errors import InvalidRequestError
 from jobs.ids import parse_event_id
-from jobs.spec import JobSpec
+from jobs.spec import read_stored
 from server import schemas
 from server.deps import Caller, ServicesDep, authenticated, get_watcher
 from server.describe import describe_attempt, describe_checkpoint, describe_evaluation, describe_event
@@ -54,7 +54,7 @@ def list_checkpoints(
     page = reads.list_checkpoints(
         services.db, organization_id=caller.organization_id, job_id=job_id, limit=query.limit, after=query.after
     )
-    spec = JobSpec.model_validate(job.spec)
+    spec = read_stored(job.spec)
     data = [describe_checkpoint(checkpoint, spec) for checkpoint in page.items]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return schemas.CheckpointList(data=data, first_id=first, last_id=last, has_more=page.has_more)

@@ -90,7 +90,11 @@ class SimulatedRun:
             engine.Evaluation(step=self.step, num_rows=200, valid_loss=valid_loss, choice_accuracy=choice_accuracy)
         )
 
-    def checkpoint(self) -> None:
+    def sample(self, prompt: str, text: str) -> None:
+        """Report an answer at the present step."""
+        self.ship(engine.Sample(step=self.step, prompt=prompt, text=text, num_tokens=len(text.split())))
+
+    def checkpoint(self, *, best_step: int | None = None) -> None:
         """Report a checkpoint at the present step."""
         self.ship(
             engine.Checkpoint(
@@ -99,6 +103,7 @@ class SimulatedRun:
                 manifest_sha256="9c41d7e0" * 8,
                 num_bytes=270 * _MB,
                 train_loss=_loss(self.step, self.total_steps),
+                best_step=best_step,
             )
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 
@@ -9,6 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from cli.job_options import JOB_OPTIONS
+from jobs.models import Job
 from tests.browser.conftest import Dashboard, OpenPage
 from tests.browser.simulated_run import SimulatedRun, submit
 from tests.conftest import WaitUntil
@@ -170,10 +172,57 @@ def test_the_tabs_show_events_checkpoints_evaluations_and_the_same_job_as_comman
     assert words[:3] == ["lomo", "jobs", "create"]
     flags = {word for word in words if word.startswith("--")}
     known = {f"--{option.name.replace('_', '-')}" for option in JOB_OPTIONS}
-    known |= {"--model", "--training-file", "--validation-file", "--metadata", "--no-packing"}
+    known |= {"--model", "--training-file", "--validation-file", "--metadata", "--no-packing", "--no-keep-best"}
     assert flags <= known
     assert words[words.index("--clip-mode") + 1] == "norm"
     assert page.url.endswith("/config")
+
+
+def test_samples_are_told_by_prompt_and_step_and_never_as_markup(signed_in: OpenPage, dashboard: Dashboard) -> None:
+    lomo = {"sample_prompts": ["Why?", "How?"], "param_groups": [{"pattern": "*.bias"}], "frozen": ["model.embed*"]}
+    submit(dashboard.db, "support-replies", lomo=lomo)
+    run = SimulatedRun.start(dashboard.db, total_steps=200, steps_ago=40)
+    page = signed_in()
+    page.goto(f"{dashboard.url}/#/job/{run.job_id}/samples")
+    panel = page.get_by_role("tabpanel")
+    expect(panel).to_contain_text("No sample yet")
+    run.sample("Why?", "because")
+    run.train(40)
+    run.sample("Why?", "<img src=x onerror=alert(1)>\x1b[31m")
+    run.sample("Why?", "<b>so</b>\n  indeed")
+    run.sample("How?", "")
+    answers = panel.get_by_role("listitem")
+    expect(answers).to_have_count(3)
+    assert [text.split() for text in answers.all_inner_texts()] == [
+        ["step", "40", "<b>so</b>", "indeed"],
+        ["step", "0", "because"],
+        ["step", "40", "nothing"],
+    ]
+    run.checkpoint(best_step=20)
+    page.get_by_role("tab", name="Checkpoints").click()
+    expect(panel).to_contain_text("Best evaluation: step 20")
+    page.get_by_role("tab", name="Events").click()
+    expect(panel).to_contain_text("Checkpoint created at step 40")
+    expect(panel).not_to_contain_text("because")
+    page.get_by_role("tab", name="Config").click()
+    page.get_by_role("button", name="lomo", exact=True).click()
+    words = shlex.split(panel.locator("pre").inner_text().replace("\\\n", ""))
+    assert [words[at + 1] for at, word in enumerate(words) if word == "--sample-prompts"] == ["Why?", "How?"]
+    assert words[words.index("--frozen") + 1] == "model.embed*"
+    [groups] = [word for word in words if word.startswith("param_groups=")]
+    assert json.loads(groups.removeprefix("param_groups="))[0]["pattern"] == "*.bias"
+    page.get_by_role("button", name="Python").click()
+    compile(panel.locator("pre").inner_text(), "the Python form", "exec")
+
+
+def test_a_job_of_another_version_is_shown(signed_in: OpenPage, dashboard: Dashboard) -> None:
+    job_id = submit(dashboard.db, "support-replies")
+    with dashboard.db.transaction() as session:
+        session.get_one(Job, job_id).spec = {"model": 1, "lomo": {"optimizer": "new", "clip": "yes", "width": [1]}}
+    page = signed_in()
+    page.get_by_role("columnheader", name="Model").click()
+    page.goto(f"{dashboard.url}/#/job/{job_id}/config")
+    expect(page.get_by_role("tabpanel")).to_contain_text("This one cannot read: lomo.clip, lomo.optimizer, lomo.width")
 
 
 def test_the_log_follows_stops_for_a_reader_and_finds(signed_in: OpenPage, dashboard: Dashboard) -> None:

@@ -17,7 +17,7 @@ from tests.browser.simulated_run import SimulatedRun, submit
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 PICTURE = Path(__file__).parents[2] / "docs" / "img" / "dashboard.png"
-TABS = ("Events", "Log", "Checkpoints", "Evaluation", "Config")
+TABS = ("Events", "Log", "Checkpoints", "Evaluation", "Samples", "Config")
 
 # What a screen reader would have nothing to say about.
 _NAMELESS = """() => [...document.querySelectorAll('a, button, input, [role=img], [role=progressbar], [tabindex="0"]')]
@@ -41,13 +41,14 @@ def make_jobs(dashboard: Dashboard) -> SimulatedRun:
     failed = SimulatedRun.start(dashboard.db, total_steps=100, steps_ago=20)
     failed.train(20)
     failed.fail("out_of_memory", "The step needs 2.31 GB, 0.31 GB more than the device has.")
-    submit(dashboard.db, "support-replies", lomo={"eval_every_steps": 20})
+    submit(dashboard.db, "support-replies", lomo={"eval_every_steps": 20, "sample_prompts": ["Where is my parcel?"]})
     run = SimulatedRun.start(dashboard.db, total_steps=180, steps_ago=124)
     run.evaluate(valid_loss=2.98, choice_accuracy=0.36)
     for valid_loss, share in ((2.3, 0.5), (1.95, 0.68), (1.8, 0.74)):
         run.train(20)
         run.evaluate(valid_loss=valid_loss, choice_accuracy=share)
-    run.checkpoint()
+        run.sample("Where is my parcel?", "It left our house today. " * (1 + run.step // 4))
+    run.checkpoint(best_step=40)
     run.say("row 4117 is longer than 512 tokens and was cut", level="warn")
     run.lose_and_resume(from_step=60)
     run.train(64)

@@ -7,6 +7,7 @@ one list per attempt, the last one also for all further attempts. An action is a
     ["steps", n]             n training steps, on from the step resumed from
     ["checkpoint"]           publish a checkpoint of the step reached
     ["say", text]            a message
+    ["sample"]               an answer to each of the run's sample prompts
     ["raw", text]            write text to the journal as it is (no newline is added)
     ["print", text]          write to standard output
     ["wait", name]           until the file `name` stands beside the run's folders (in the job's folder)
@@ -108,6 +109,10 @@ class FakeEngine:
 
     def do_say(self, text: str) -> None:
         self.write(events.Message(level="info", message=text))
+
+    def do_sample(self) -> None:
+        for prompt in self.config.sample_prompts:
+            self.write(events.Sample(step=self.step, prompt=prompt, text=f"re: {prompt}", num_tokens=2))
 
     def do_raw(self, text: str) -> None:
         self._journal.write(text.encode())

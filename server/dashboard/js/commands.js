@@ -12,6 +12,8 @@ const OPTIONS = [
   'clip',
   'precision',
   'rounding',
+  'param_groups',
+  'frozen',
   'activation_checkpointing',
   'max_seq_length',
   'packing',
@@ -22,13 +24,20 @@ const OPTIONS = [
   'checkpoint_every_steps',
   'keep_checkpoints',
   'eval_every_steps',
+  'early_stopping_patience',
+  'keep_best',
+  'final_model',
+  'sample_prompts',
+  'sample_max_new_tokens',
   'max_steps',
   'priority',
 ];
 
-/** The options of a job that a create request takes, in the order of the specification; nulls left out. */
+const isGiven = value => value != null && !(Array.isArray(value) && value.length === 0);
+
+/** The options of a job that a create request takes, in the order of the specification; nulls and empty lists left out. */
 export function optionsOf(job) {
-  return Object.fromEntries(OPTIONS.filter(key => job.lomo?.[key] != null).map(key => [key, job.lomo[key]]));
+  return Object.fromEntries(OPTIONS.filter(key => isGiven(job.lomo?.[key])).map(key => [key, job.lomo[key]]));
 }
 
 /** The body that would create this job again. */
@@ -60,6 +69,10 @@ function pythonValue(value, indent) {
   if (value === null) return 'None';
   if (typeof value === 'boolean') return value ? 'True' : 'False';
   if (typeof value !== 'object') return JSON.stringify(value);
+  if (Array.isArray(value)) {
+    const items = value.map(item => `${pad}    ${pythonValue(item, indent + 4)},`);
+    return items.length ? `[\n${items.join('\n')}\n${pad}]` : '[]';
+  }
   const lines = Object.entries(value).map(
     ([key, item]) => `${pad}    ${JSON.stringify(key)}: ${pythonValue(item, indent + 4)},`,
   );
@@ -80,10 +93,17 @@ function python({ lomo, ...body }) {
   ].join('\n');
 }
 
-/** An option of the `lomo` object as a flag: `--no-packing`, `--clip-mode norm --clip-threshold 1`, `--schedule linear`. */
+/**
+ * An option of the `lomo` object as a flag: `--no-packing`, `--clip-mode norm --clip-threshold 1`, `--schedule linear`; a
+ * list of texts as one flag each, a list of objects as JSON.
+ */
 function flag([key, value]) {
   const name = `--${key.replaceAll('_', '-')}`;
   if (typeof value === 'boolean') return [value ? name : name.replace('--', '--no-')];
+  if (Array.isArray(value)) {
+    const isText = value.every(item => typeof item === 'string');
+    return isText ? value.flatMap(item => flag([key, item])) : [`--lomo ${quote(`${key}=${JSON.stringify(value)}`)}`];
+  }
   if (value !== null && typeof value === 'object') {
     return Object.entries(value).flatMap(([part, item]) => flag([`${key}_${part}`, item]));
   }

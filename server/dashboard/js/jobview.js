@@ -32,7 +32,7 @@ export function jobView(job) {
     status: job.status,
     ...(STATUSES[job.status] ?? { key: 'queued', word: job.status }),
     over: TERMINAL.has(job.status),
-    base: job.model,
+    base: job.model ?? 'unknown model', // null where another version's job cannot be read
     tuned: job.fine_tuned_model,
     step: lomo.step ?? 0,
     steps: lomo.total_steps ?? null,

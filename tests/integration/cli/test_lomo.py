@@ -15,7 +15,7 @@ import pytest
 from cli.main import main
 from jobs import keys, lifecycle
 from jobs.db import Database
-from jobs.files import MAX_LINE_BYTES
+from jobs.file_check import MAX_LINE_BYTES
 from lomo_core import events as engine
 from server.settings import ServerSettings
 
@@ -201,6 +201,9 @@ def test_every_engine_option_is_taken_by_the_server(place: Place) -> None:
         "--no-activation-checkpointing", "--max-seq-length", "64", "--no-packing", "--train-on", "all",
         "--devices", "1", "--nodes", "1", "--offload", "none", "--checkpoint-every-steps", "5",
         "--keep-checkpoints", "3", "--eval-every-steps", "4", "--max-steps", "9", "--priority", "1",
+            "--clip-exact", "auto", "--frozen", "*.embed*", "--frozen", "*norm*", "--sample-prompts", "Why?",
+            "--sample-max-new-tokens", "5", "--no-keep-best", "--final-model", "last",
+            "--lomo", 'param_groups=[{"pattern": "*.bias", "weight_decay": 0.5}]',
     )
     # fmt: on
     job = place.data("jobs", "get", job_id)
@@ -208,7 +211,10 @@ def test_every_engine_option_is_taken_by_the_server(place: Place) -> None:
     assert job["hyperparameters"] == {"n_epochs": 2, "batch_size": 3, "learning_rate_multiplier": 0.5}
     assert job["lomo"].items() >= {
         "optimizer": "adalomo", "learning_rate": 0.001, "schedule": "cosine", "warmup_ratio": 0.1,
-        "weight_decay": 0.01, "clip": {"mode": "value", "threshold": 0.5}, "precision": "fp32", "rounding": "nearest",
+        "weight_decay": 0.01, "clip": {"mode": "value", "threshold": 0.5, "exact": "auto"},
+        "precision": "fp32", "rounding": "nearest",
+        "frozen": ["*.embed*", "*norm*"], "sample_prompts": ["Why?"], "sample_max_new_tokens": 5, "final_model": "last",
+        "param_groups": [{"pattern": "*.bias", "learning_rate_scale": 1.0, "weight_decay": 0.5}], "keep_best": False,
         "activation_checkpointing": False, "max_seq_length": 64, "packing": False, "train_on": "all", "devices": 1,
         "nodes": 1, "offload": "none", "checkpoint_every_steps": 5, "keep_checkpoints": 3, "eval_every_steps": 4,
         "max_steps": 9, "priority": 1,

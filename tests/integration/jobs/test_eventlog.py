@@ -120,6 +120,31 @@ def test_a_rollback_is_told_and_takes_the_abandoned_checkpoints_with_it(db: Data
     ]
 
 
+def test_the_best_evaluation_is_told_with_checkpoints_and_model(db: Database) -> None:
+    job = submit(db)
+    lease = claim(db).lease
+    checkpoint = engine.Checkpoint(
+        step=4, path="c", manifest_sha256="0", num_bytes=1, train_loss=None, valid_loss=1.5, best_step=2
+    )
+    finished = engine.Finished(
+        step=4,
+        model_path="m",
+        weights_sha256="ab" * 32,
+        num_trained_tokens=1,
+        peak_bytes=1,
+        seconds=3.0,
+        model_step=2,
+        best_step=2,
+    )
+    eventlog.ship(db, lease, lines(checkpoint, finished), attempt=1, relative=relative)
+    *_, saved, written = reads.events_since(db, job_id=job.id, seq=0, limit=100)
+    assert saved.data is not None
+    assert saved.data["best_step"] == 2
+    assert written.message == f"Model of step 2 written after 3 s, weights sha256 {'ab' * 6}"
+    assert written.data is not None
+    assert (written.data["model_step"], written.data["best_step"]) == (2, 2)
+
+
 def test_shipping_again_is_harmless_and_a_hole_is_refused(db: Database) -> None:
     submit(db)
     lease = claim(db).lease

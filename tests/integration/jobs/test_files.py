@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import files, lifecycle, reads
+from jobs import file_check, files, lifecycle, reads
 from jobs.db import Database
 from jobs.errors import InvalidRequestError, InvalidStateError
 from jobs.models import File
@@ -20,13 +20,15 @@ from .conftest import ORGANIZATION, claim
 ROW = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 
 
-def store(db: Database, content: bytes, folder: Path, *, purpose: str = "fine-tune") -> File:
+def store(
+    db: Database, content: bytes, folder: Path, *, purpose: str = "fine-tune", filename: str = "../../etc/passwd"
+) -> File:
     return files.store_file(
         db,
         io.BytesIO(content),
         files_dir=folder,
         organization_id=ORGANIZATION,
-        filename="../../etc/passwd",
+        filename=filename,
         purpose=purpose,
     )
 
@@ -53,8 +55,16 @@ def test_a_good_file_is_kept_byte_for_byte(db: Database, tmp_path: Path) -> None
         (ROW + b'{"a": "\\ud800"}\n', "Line 2 is not valid JSON"),
         (b'{"a": ' * 100 + b"1" + b"}" * 100, "nested deeper than 64"),
         (b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", "Line 1"),
-        (ROW + b'{"a": "' + b"x" * files.MAX_LINE_BYTES + b'"}\n', "Line 2 is longer than 4 MiB"),
-        (b"x" * (files.MAX_LINE_BYTES * 2), "Line 1 is longer than 4 MiB"),
+        (ROW + b'{"a": "' + b"x" * file_check.MAX_LINE_BYTES + b'"}\n', "Line 2 is longer than 4 MiB"),
+        (b"PK\x03\x04" + ROW, "The file is a zip archive"),
+        (b"[" + ROW + b",\n3]", r"Row 2 \(line 3\): expected a JSON object, not a number"),
+        (b"[" + ROW + b",\n{oops}]", r"Row 2 \(line 3\): not valid JSON"),
+        (b"[" + ROW + b"] []", "something comes after the array's end"),
+        (b"[" + ROW, "not valid JSON"),
+        (b"[]", "no rows"),
+        (b'[{"a": ' + b"[" * 70 + b"]" * 70 + b"}]", "nested deeper than 64"),
+        (b'[{"a": "' + b"x" * 2 * file_check.MAX_LINE_BYTES + b'"}]', "longer than 4 MiB"),
+        (b"x" * (file_check.MAX_LINE_BYTES * 2), "Line 1 is longer than 4 MiB"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_line_and_leaves_nothing(
@@ -64,6 +74,38 @@ def test_a_bad_file_is_refused_with_its_line_and_leaves_nothing(
         store(db, content, tmp_path)
     assert os.listdir(tmp_path) == []  # noqa: PTH208 - hidden files count too
     assert reads.list_files(db, organization_id=ORGANIZATION, limit=10).items == []
+
+
+def test_an_array_of_rows_is_kept_and_counted(db: Database, tmp_path: Path) -> None:
+    content = b"\xef\xbb\xbf\n [" + b",".join([ROW] * 5000) + b"]\n"
+    assert len(content) > 256 * 1024  # more than is read at once
+    stored = store(db, content, tmp_path)
+    assert stored.num_lines == 5000
+    assert (tmp_path / stored.id).read_bytes() == content
+
+
+def test_plain_text_is_kept_and_has_no_rows(db: Database, tmp_path: Path) -> None:
+    # A letter of two bytes lies across the end of the first chunk that is read.
+    content = b"x" * (1024 * 1024 - 1) + "é: once upon a time\n".encode()
+    stored = store(db, content, tmp_path, filename="Tale.TXT")
+    assert stored.num_lines is None
+    assert (tmp_path / stored.id).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b" \n\xef", "not UTF-8"),
+        (b"a\xffb", "not UTF-8"),
+        (b" \n\t", "no text"),
+        (b"a\0b", "zero bytes"),
+        (b"\xff\xfea\0", "UTF-16"),
+    ],
+)
+def test_text_that_cannot_be_read_is_refused(db: Database, tmp_path: Path, content: bytes, said: str) -> None:
+    with pytest.raises(InvalidRequestError, match=said):
+        store(db, content, tmp_path, filename="a.txt")
+    assert os.listdir(tmp_path) == []  # noqa: PTH208 - hidden files count too
 
 
 def test_another_purpose_may_hold_any_bytes(db: Database, tmp_path: Path) -> None:

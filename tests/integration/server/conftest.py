@@ -210,10 +210,10 @@ class Site:
         """Read a job's stream in the background."""
         return self.follow(f"/v1/fine_tuning/jobs/{job_id}/events?stream=true{query}", headers)
 
-    def upload(self, content: bytes = TRAIN_ROW, **fields: str) -> str:
+    def upload(self, content: bytes = TRAIN_ROW, *, name: str = "train.jsonl", **fields: str) -> str:
         """Upload a file. Returns its id."""
         response = self.client().post(
-            "/v1/files", files={"file": ("train.jsonl", content)}, data={"purpose": "fine-tune"} | fields
+            "/v1/files", files={"file": (name, content)}, data={"purpose": "fine-tune"} | fields
         )
         assert response.status_code == 200, response.text
         return str(response.json()["id"])

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from sqlalchemy import update
 
 from jobs import dispatch, eventlog, lifecycle
 from jobs.dispatch import JOBS_QUEUE, make_celery
 from jobs.lifecycle import RetryPolicy
+from jobs.models import Job
 from local.valkey import Valkey
 from lomo_core import events as engine
 
-from .conftest import HOST, MODEL, Run, Site, make_step
+from .conftest import HOST, MODEL, TRAIN_ROW, Run, Site, make_step
 
 POLICY = RetryPolicy(max_failures=3, backoff_s=0.0)
 
@@ -68,6 +71,43 @@ def test_a_succeeded_job(site: Site) -> None:
     assert job["lomo"]["weights_sha256"] == "ab" * 32
     # The lease has ended; where the job ran is still told.
     assert (job["lomo"]["host"], job["lomo"]["eta_s"], job["estimated_finish"]) == (HOST, None, None)
+
+
+@pytest.mark.parametrize(
+    ("stored", "unreadable", "shown"),
+    [
+        (
+            {"lomo": {"optimizer": "lomo", "galore": {"rank": 8}, "step": "x"}, "n_epochs": 99, "batch_size": 2},
+            ["lomo.galore", "lomo.step", "n_epochs"],
+            {"model": MODEL, "seed": 1, "training_file": "file-1"},
+        ),
+        (
+            {"model": 7, "seed": None, "training_file": ["a"], "lomo": "none", "new": True},
+            ["lomo", "model", "new", "seed", "training_file"],
+            {"model": None, "seed": None, "training_file": None},
+        ),
+    ],
+)
+def test_a_job_of_another_version_is_shown_with_what_can_be_read(
+    site: Site, stored: dict[str, Any], unreadable: list[str], shown: dict[str, Any]
+) -> None:
+    good, foreign = site.submit(), site.submit()
+    with site.db.transaction() as session:
+        spec = {"model": MODEL, "training_file": "file-1", "seed": 1, **stored}
+        session.execute(update(Job).where(Job.id == foreign).values(spec=spec))
+    client = site.client()
+    job = site.get(foreign)
+    assert {key: job[key] for key in shown} == shown
+    assert (job["status"], job["lomo"]["attempt"], job["lomo"]["step"]) == ("queued", 0, 0)
+    assert job["lomo"]["unreadable"] == unreadable
+    if isinstance(stored["lomo"], dict):
+        assert (job["lomo"]["optimizer"], job["lomo"]["galore"]) == ("lomo", {"rank": 8})
+        assert job["hyperparameters"] == {"n_epochs": 99, "batch_size": 2, "learning_rate_multiplier": None}
+    listed = client.get("/v1/fine_tuning/jobs?include[]=loss_curve")
+    assert [item["id"] for item in listed.json()["data"]] == [foreign, good]
+    assert "unreadable" not in listed.json()["data"][1]["lomo"]
+    assert client.get(f"/v1/fine_tuning/jobs/{foreign}/checkpoints").json()["data"] == []
+    assert client.post(f"/v1/fine_tuning/jobs/{foreign}/cancel").json()["status"] == "cancelled"
 
 
 def test_time_left_follows_the_wall_clock(site: Site) -> None:
@@ -202,6 +242,26 @@ def test_files_that_cannot_be_trained_on(site: Site) -> None:
         response = site.client().post("/v1/fine_tuning/jobs", json=body)
         assert response.status_code == 400
         assert (response.json()["error"]["code"], response.json()["error"]["param"]) == ("invalid_file_purpose", param)
+
+
+def test_the_format_of_a_file_is_the_jobs(site: Site) -> None:
+    text, rows = site.upload(b"Once upon a time.", name="tale.txt"), site.upload(b"[" + TRAIN_ROW + b"]")
+    assert site.client().get(f"/v1/files/{text}").json()["num_lines"] is None
+    assert site.client().get(f"/v1/files/{rows}").json()["num_lines"] == 1
+    spec = site.run(training_file=text, validation_file=rows).claim.spec
+    assert (spec.training_format, spec.validation_format) == ("plain", "auto")
+    spec = site.run(training_file=rows).claim.spec
+    assert (spec.training_format, spec.validation_format) == ("auto", "auto")
+
+
+def test_options_that_do_not_fit_together_are_a_400_and_no_job(site: Site) -> None:
+    body = {"model": MODEL, "training_file": site.upload(), "lomo": {"optimizer": "adamw", "precision": "fp16"}}
+    response = site.client().post("/v1/fine_tuning/jobs", json=body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["param"], error["code"]) == ("lomo.precision", "invalid_value")
+    assert "fp16 weights need the loss scaling of lomo and adalomo" in error["message"]
+    assert site.client().get("/v1/fine_tuning/jobs").json()["data"] == []
 
 
 def test_lost_bytes_are_a_404(site: Site) -> None:

@@ -40,7 +40,7 @@ def test_a_job_from_upload_to_model(site: Site, client: openai.OpenAI) -> None:
     assert job.method is not None
     assert job.method.supervised is not None
     assert job.lomo["learning_rate"] == 0.02  # type: ignore[attr-defined]
-    assert job.lomo["clip"] == {"mode": "value", "threshold": 1.0}  # type: ignore[attr-defined]
+    assert job.lomo["clip"] == {"mode": "value", "threshold": 1.0, "exact": "auto"}  # type: ignore[attr-defined]
 
     run = site.claim(job.id)
     run.start()

@@ -15,7 +15,9 @@ from sqlalchemy import update
 from jobs import eventlog, lifecycle, migrate, reads
 from jobs.db import Database
 from jobs.models import Job
+from jobs.run_config import RUN_CONFIG_NAME
 from local.postgres import NOT_DURABLE, Postgres
+from lomo_core.config import TrainConfig
 from tests.support.worker_bench import is_alive
 from worker.journal_shipper import JournalReader
 
@@ -35,6 +37,22 @@ def test_success(bench: Any) -> None:
     assert model.path == f"runs/{job_id}/attempt-1/model"
     assert (bench.settings.data_dir / model.path / "config.json").is_file()
     assert (bench.folder(job_id) / "attempt-1").stat().st_mode & 0o777 == 0o700
+
+
+def test_the_engine_gets_the_jobs_options_and_its_samples_come_back(bench: Any) -> None:
+    script = [["steps", 1], ["sample"], ["finish"]]
+    lomo = {"optimizer": "adalomo", "precision": "fp16", "sample_prompts": ["Why?", "How?"], "frozen": ["*.bias"]}
+    job_id = bench.submit(script, training_format="plain", lomo=lomo)
+    bench.node().work()
+    assert bench.job(job_id).status == "succeeded", bench.messages(job_id)
+    run = TrainConfig.from_json((bench.folder(job_id) / "attempt-1" / RUN_CONFIG_NAME).read_text(encoding="utf-8"))
+    assert (run.precision, run.data.format, run.optimizer.rounding) == ("fp16", "plain", "stochastic")
+    assert run.optimizer.frozen == (r"\A(?s:.*\.bias)\Z",)
+    samples = [event.data for event in bench.events(job_id) if event.data and "prompt" in event.data]
+    assert [(data["step"], data["prompt"], data["text"]) for data in samples] == [
+        (1, "Why?", "re: Why?"),
+        (1, "How?", "re: How?"),
+    ]
 
 
 def test_one_ring_runs_all_that_waits(bench: Any) -> None:

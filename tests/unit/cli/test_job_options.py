@@ -21,7 +21,8 @@ JOBS = "/fine_tuning/jobs"
 
 def test_every_engine_option_is_an_option_of_the_command() -> None:
     places = {option.place[1:] for option in JOB_OPTIONS if option.place[0] == "lomo"}
-    fields = {(name,) for name in LomoOptions.model_fields if name != "clip"}
+    # A list of objects is given as JSON: --lomo 'param_groups=[...]'.
+    fields = {(name,) for name in LomoOptions.model_fields if name not in {"clip", "param_groups"}}
     assert places == fields | {("clip", name) for name in ClipOptions.model_fields}
 
 
@@ -37,8 +38,9 @@ def test_every_hyperparameter_is_an_option_of_the_command() -> None:
 def test_the_help_names_every_choice(option) -> None:
     model = ClipOptions if option.place[1] == "clip" else LomoOptions
     annotation = model.model_fields[option.place[-1]].annotation
-    if get_origin(annotation) is Literal and option.kind is str:
-        assert [choice for choice in get_args(annotation) if choice not in option.help] == []
+    literals = [part for part in (annotation, *get_args(annotation)) if get_origin(part) is Literal]
+    if literals and option.kind is str:
+        assert [choice for choice in get_args(literals[0]) if choice not in option.help] == []
 
 
 def test_a_whole_body(server: ScriptedServer, lomo: Lomo) -> None:
@@ -49,7 +51,8 @@ def test_a_whole_body(server: ScriptedServer, lomo: Lomo) -> None:
         "--suffix", "docs", "--seed", "7", "--n-epochs", "2", "--batch-size", "4", "--metadata", "team=nlp",
         "--metadata", "note=a=b", "--optimizer", "adalomo", "--learning-rate", "5e-4", "--clip-mode", "norm",
         "--clip-threshold", "0.5", "--no-activation-checkpointing", "--max-steps", "10",
-        "--lomo", "warmup_ratio=0.1", "--lomo", "train_on=all",
+        "--lomo", "warmup_ratio=0.1", "--lomo", "train_on=all", "--sample-prompts", "Why?", "--sample-prompts", "How?",
+        "--lomo", 'param_groups=[{"pattern": "*.bias"}]', "--frozen", "model.embed*",
     )
     # fmt: on
     assert (code, out) == (0, f"{make_job()['id']}\n")
@@ -69,6 +72,9 @@ def test_a_whole_body(server: ScriptedServer, lomo: Lomo) -> None:
             "max_steps": 10,
             "warmup_ratio": 0.1,
             "train_on": "all",
+            "sample_prompts": ["Why?", "How?"],
+            "param_groups": [{"pattern": "*.bias"}],
+            "frozen": ["model.embed*"],
         },
     }
 

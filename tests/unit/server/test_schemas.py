@@ -66,6 +66,14 @@ def test_known_but_unsupported_parts_are_refused_with_a_reason(changes: dict[str
     assert (caught.value.param, caught.value.code) == (param, "unsupported_value")
 
 
+def test_options_that_the_engine_cannot_have_together_are_refused() -> None:
+    body = MINIMAL | {"lomo": {"early_stopping_patience": 2, "eval_every_steps": 10}}
+    with pytest.raises(InvalidRequestError, match="needs a validation file") as caught:
+        CreateJob.model_validate(body).to_spec()
+    assert (caught.value.param, caught.value.code) == ("lomo.early_stopping_patience", "invalid_value")
+    assert CreateJob.model_validate(body | {"validation_file": "file-2"}).to_spec().lomo.early_stopping_patience == 2
+
+
 def test_nulls_are_absent() -> None:
     names = ["validation_file", "suffix", "seed", "metadata", "integrations", "hyperparameters", "method", "lomo"]
     assert CreateJob.model_validate(MINIMAL | dict.fromkeys(names)).to_spec().suffix is None
@@ -78,6 +86,7 @@ def test_nulls_are_absent() -> None:
         ({"surprise": 1}, "surprise"),
         ({"lomo": {"optimiser": "lomo"}}, "lomo.optimiser"),
         ({"lomo": {"clip": {"threshhold": 1}}}, "lomo.clip.threshhold"),
+        ({"lomo": {"param_groups": [{"pattern": "*", "lr": 1}]}}, "lomo.param_groups.0.lr"),
         ({"method": {"type": "supervised", "supervised": {"epochs": 1}}}, "method.supervised.epochs"),
         ({"hyperparameters": {"epochs": 1}}, "hyperparameters.epochs"),
     ],
@@ -109,6 +118,15 @@ def test_unknown_keys_are_named(changes: dict[str, Any], param: str) -> None:
         ({"lomo": {"learning_rate": 11}}, "lomo.learning_rate"),
         ({"lomo": {"clip": {"threshold": 0}}}, "lomo.clip.threshold"),
         ({"lomo": []}, "lomo"),
+        ({"lomo": {"optimizer": "adam"}}, "lomo.optimizer"),
+        ({"lomo": {"clip": {"exact": "spill"}}}, "lomo.clip.exact"),
+        ({"lomo": {"sample_prompts": ["q"] * 17}}, "lomo.sample_prompts"),
+        ({"lomo": {"sample_prompts": ["q" * 4001]}}, "lomo.sample_prompts.0"),
+        ({"lomo": {"sample_max_new_tokens": 0}}, "lomo.sample_max_new_tokens"),
+        ({"lomo": {"frozen": ["*"] * 17}}, "lomo.frozen"),
+        ({"lomo": {"frozen": ["(a+)+$"]}}, "lomo.frozen.0"),
+        ({"lomo": {"frozen": ["a" * 65]}}, "lomo.frozen.0"),
+        ({"lomo": {"frozen": ["*a" * 9]}}, "lomo.frozen.0"),
     ],
 )
 def test_wrong_values_name_their_place(changes: dict[str, Any], param: str) -> None:

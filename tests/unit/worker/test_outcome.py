@@ -8,7 +8,7 @@ import pytest
 
 from lomo_core.errors import EXIT_CODES
 from lomo_core.events import Failed, Finished
-from worker.outcome import Asked, Cancelled, Died, GaveUp, Released, Succeeded, api_param, describe_signal, judge
+from worker.outcome import Asked, Cancelled, Died, GaveUp, Released, Succeeded, describe_signal, judge
 
 FINISHED = Finished(step=1, model_path="/m", weights_sha256="0", num_trained_tokens=1, peak_bytes=1, seconds=1.0)
 
@@ -79,29 +79,3 @@ def test_signals_have_names() -> None:
     assert describe_signal(11) == "signal 11 (SIGSEGV)"
     assert "memory" in describe_signal(9)
     assert describe_signal(50) == "signal 50"
-
-
-@pytest.mark.parametrize(
-    ("engine", "api"),
-    [
-        (None, None),
-        ("model_path", "model"),
-        ("data.train_path", "training_file"),
-        ("data.validation_path", "validation_file"),
-        ("training_file", "training_file"),
-        ("model", "model"),
-        ("seed", "seed"),
-        ("optimizer.learning_rate", "lomo.learning_rate"),
-        ("learning_rate", "lomo.learning_rate"),
-        ("lomo.learning_rate", "lomo.learning_rate"),
-        ("optimizer.clip.threshold", "lomo.clip.threshold"),
-        ("optimizer.name", "lomo.optimizer"),
-        ("schedule.name", "lomo.schedule"),
-        ("schedule.warmup_ratio", "lomo.warmup_ratio"),
-        ("data.max_seq_length", "lomo.max_seq_length"),
-        ("n_epochs", "hyperparameters.n_epochs"),
-        ("checkpoint_every_steps", "lomo.checkpoint_every_steps"),
-    ],
-)
-def test_fields_have_the_requests_names(engine: str | None, api: str | None) -> None:
-    assert api_param(engine) == api

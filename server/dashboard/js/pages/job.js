@@ -22,8 +22,16 @@ import { Config } from '../tabs/config.js';
 import { Evaluation } from '../tabs/evaluation.js';
 import { Events, isMilestone } from '../tabs/events.js';
 import { Log } from '../tabs/log.js';
+import { Samples } from '../tabs/samples.js';
 
-const TABS = { events: Events, log: Log, checkpoints: Checkpoints, evaluation: Evaluation, config: Config };
+const TABS = {
+  events: Events,
+  log: Log,
+  checkpoints: Checkpoints,
+  evaluation: Evaluation,
+  samples: Samples,
+  config: Config,
+};
 const DEFAULT_SMOOTHING = 0.6; // of the past kept per point; the same in every chart and key figure
 const REFINE_AFTER_MS = 250;
 const RELATIVE_TIMES_MS = 10_000;
@@ -163,6 +171,7 @@ function Details({ state, feed, tab }) {
     ['log', 'Log', null],
     ['checkpoints', 'Checkpoints', state.checkpoints.length],
     ['evaluation', 'Evaluation', null],
+    ['samples', 'Samples', null],
     ['config', 'Config', null],
   ];
   return html`

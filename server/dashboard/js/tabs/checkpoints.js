@@ -17,7 +17,14 @@ const Row = ({ checkpoint: c }) => html`
     <td class="muted nowrap"><time title=${fullTime(c.created_at)}>${clock(c.created_at)} UTC</time></td>
   </tr>`;
 
+/** The step of the best evaluation whose model is kept, as the newest checkpoint tells it. */
+function bestStep(events) {
+  const told = events.filter(event => event.data?.manifest_sha256);
+  return told.length ? (told[told.length - 1].data.best_step ?? null) : null;
+}
+
 export function Checkpoints({ state }) {
+  const best = bestStep(state.events);
   if (!state.checkpoints.length) return html`<p class="none muted">${sayNone(state.job.wire.lomo)}</p>`;
   return html`
     <div class="scroll" tabindex="0" role="region" aria-label="Checkpoints">
@@ -30,5 +37,6 @@ export function Checkpoints({ state }) {
         </thead>
         <tbody>${state.checkpoints.map(c => html`<${Row} key=${c.id} checkpoint=${c} />`)}</tbody>
       </table>
-    </div>`;
+    </div>
+    ${best !== null && html`<p class="small foot">Best evaluation: step <b>${int(best)}</b>; its model is kept, too.</p>`}`;
 }

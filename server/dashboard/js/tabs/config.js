@@ -4,13 +4,19 @@ import { createBody, createForms, optionsOf } from '../commands.js';
 import { duration, gb, int, short, visible } from '../format.js';
 import { Commands, Copy } from '../components/basics.js';
 
-const sayClip = ({ mode, threshold }) => (mode === 'none' ? 'none' : `${mode}, ${threshold}`);
+const sayClip = ({ mode, threshold, exact }) =>
+  mode === 'none' ? 'none' : [mode, threshold, exact !== 'auto' && exact].filter(Boolean).join(', ');
+
+const sayOption = (key, value) => {
+  if (key === 'clip' && value.mode) return sayClip(value);
+  return typeof value === 'object' ? JSON.stringify(value) : String(value);
+};
 
 function settings(job) {
   const hyper = job.hyperparameters ?? {};
   const options = Object.entries(optionsOf(job)).map(([key, value]) => [
     key,
-    key === 'clip' ? sayClip(value) : String(value),
+    sayOption(key, value),
   ]);
   return [
     ['n_epochs', hyper.n_epochs],
@@ -21,11 +27,13 @@ function settings(job) {
   ];
 }
 
+const sayTrained = lomo => (lomo?.frozen?.length ? 'some of them frozen' : 'all trained');
+
 function facts({ job, attempts }) {
   const { wire } = job;
   return [
     ['Base model', job.base],
-    ['Parameters', job.parameters === null ? 'not known yet' : `${short(job.parameters)}, all trained`],
+    ['Parameters', job.parameters === null ? 'not known yet' : `${short(job.parameters)}, ${sayTrained(wire.lomo)}`],
     ['Training file', wire.training_file],
     ['Validation file', wire.validation_file ?? 'none'],
     ['Training rows', job.rows === null ? 'not known yet' : int(job.rows)],
@@ -48,10 +56,15 @@ const Pair = ([key, value]) => html`<dt>${key}</dt><dd>${visible(value)}</dd>`;
 
 const Pairs = ({ pairs }) => html`<dl class="kv">${pairs.filter(([, value]) => value != null).map(Pair)}</dl>`;
 
+const Unreadable = ({ keys }) => html`
+  <p class="none bad">Another version of LOMO made this job. This one cannot read: ${visible(keys.join(', '))}.</p>`;
+
 export function Config({ state }) {
+  const { unreadable } = state.job.wire.lomo;
   const pairs = settings(state.job.wire);
   const text = pairs.map(([key, value]) => `${key}: ${value}`).join('\n');
   return html`
+    ${unreadable && html`<${Unreadable} keys=${unreadable} />`}
     <div class="halves">
       <div>
         <h3 class="row between">Settings <${Copy} label="settings" text=${text} /></h3>

@@ -1,9 +1,10 @@
-// The milestones of a job, newest first: every message and evaluation, without the steps.
+// The milestones of a job, newest first: every message and evaluation, without the steps and the samples.
 import { html } from '../../vendor/htm-preact-3.1.1.module.js';
 import { clockSeconds, fullTime, visible } from '../format.js';
 import { Icon } from '../components/icons.js';
+import { isSample } from './samples.js';
 
-export const isMilestone = event => !event.data?.memory;
+export const isMilestone = event => !event.data?.memory && !isSample(event);
 
 const TONES = { warn: 'warn', error: 'bad' };
 
