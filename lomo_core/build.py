@@ -66,11 +66,17 @@ def build_training(
     way = exact_way(config, model, device=device, tokens_per_step=tokens_per_step, journal=journal)
     optimizer = build_optimizer(config, model, way=way)
     meter = Meter(model, optimizer, device)
+    with out_of_memory_named("while trying the model's head", lambda: None):
+        executor = PlainExecutor(model, optimizer, meter)
+    if executor.has_own_head:
+        journal.say(
+            "info", "this architecture does more in its head than multiply: its logits are made as a whole"
+        )
     return Training(
         model=model,
         optimizer=optimizer,
         meter=meter,
-        executor=PlainExecutor(model, optimizer, meter),
+        executor=executor,
         keeps_graph=way == "second_backward",
     )
 

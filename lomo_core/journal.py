@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lomo_core.errors import DiskFullError
+from lomo_core.disk_full import disk_full_named
 from lomo_core.events import JOURNAL_NAME, Event, JournalLine, Level, Message, encode_line
 
 _TAIL_BYTES = 1 << 16
@@ -33,14 +32,10 @@ class Journal:
         Raises:
             DiskFullError: there is no room for it.
         """
-        try:
+        with disk_full_named("the journal"):
             self._file.write(encode_line(JournalLine(time.time(), event)))
             if durable:
                 os.fsync(self._file.fileno())
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise DiskFullError("the disk is full: the journal could not be written, make room") from error
         if self._show is not None:
             self._show(event)
 

@@ -14,13 +14,18 @@ from lomo_core.events import MemoryBytes
 _CPU_TEXT = "can't allocate memory"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that memory has run out, on a device or on the host."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU_TEXT in str(error)
+
+
 @contextmanager
 def out_of_memory_named(phase: str, breakdown: Callable[[], MemoryBytes | None]) -> Iterator[None]:
     """Turn running out of memory inside of the block into `OutOfMemoryError`, with the last known figures."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and _CPU_TEXT not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
             f"out of memory {phase}. {_sentence(breakdown())}"

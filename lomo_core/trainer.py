@@ -25,6 +25,7 @@ from lomo_core.build import build_training
 from lomo_core.config import TrainConfig
 from lomo_core.data.token_cache import Watch
 from lomo_core.data.training_data import open_training_data
+from lomo_core.disk_full import disk_full_named
 from lomo_core.errors import DivergedError, InterruptedRunError
 from lomo_core.evaluations import Evaluations
 from lomo_core.events import Checkpoint, Finished, RolledBack, Skipped, Started, Step
@@ -196,7 +197,10 @@ class Trainer:
             group["lr"] = rate * group["learning_rate_scale"]
         torch.manual_seed(mix(self._config.seed, step, _DROPOUT))
         scale = optimizer.loss_scale
-        with out_of_memory_named(f"in step {step + 1}", meter.broken_off):
+        with (
+            out_of_memory_named(f"in step {step + 1}", meter.broken_off),
+            disk_full_named("what gradients were put aside"),
+        ):
             meter.begin_step()
             batch = self._plan.batch_of(step)
             result = self._training.executor.run([batch])

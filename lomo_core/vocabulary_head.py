@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ from torch.nn import functional
 from lomo_core.data.batches import IGNORE, Batch
 from lomo_core.head import BatchLoss, accepted_arguments
 from lomo_core.memory.allocator import trim_heap
+from lomo_core.oom import is_out_of_memory
+from lomo_core.optim.protocol import RunOptimizer
 
 # Elements of a block of logits (4 MiB in fp32) and of its gradient (8 MiB). Below 256 rows the products get slow.
 _LOGITS_ELEMENTS = 1 << 20
@@ -36,22 +38,6 @@ _LEAST_ROWS = 256
 _PROBE_TOKENS = 8
 # What a forward raises that does not take embeddings in place of ids.
 _PROBE_ERRORS = (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError)
-
-
-class TakesRows(Protocol):
-    """The side of an optimizer that the head hands gradients to; see `FusedOptimizer`."""
-
-    def takes_rows(self, param: Tensor) -> bool:
-        """Whether the parameter's gradient may come in rows."""
-
-    def take_rows(self, param: Tensor, first_row: int, grad: Tensor) -> None:
-        """The finished gradient [n, H] of consecutive rows."""
-
-    def take_scattered_rows(self, param: Tensor, rows: Tensor, grad: Tensor) -> None:
-        """The finished gradient [n, H] of the rows `rows`."""
-
-    def note_gradient(self, num_bytes: int) -> None:
-        """Count gradient memory that no hook sees."""
 
 
 @dataclass(slots=True)
@@ -70,7 +56,7 @@ class _Pass:
 class VocabularyHead:
     """Loss of a batch through a model's body, with the head's weight [V, H] in blocks of rows."""
 
-    def __init__(self, model: Any, optimizer: TakesRows | None) -> None:
+    def __init__(self, model: Any, optimizer: RunOptimizer | None) -> None:
         self._model = model
         self._body = model.base_model
         self._optimizer = optimizer
@@ -84,7 +70,7 @@ class VocabularyHead:
         self._anchor = torch.zeros(0, device=self.weight.device, requires_grad=True)
 
     @classmethod
-    def find(cls, model: Any, optimizer: TakesRows | None) -> VocabularyHead | None:
+    def find(cls, model: Any, optimizer: RunOptimizer | None) -> VocabularyHead | None:
         """The head of a model, or None where the model does more than multiply by the head's weight."""
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
         if model.base_model is model or type(head) is not nn.Linear or head.bias is not None:
@@ -144,7 +130,9 @@ class VocabularyHead:
             inputs = {"inputs_embeds": self._embedding(ids)} if self._is_tied else {"input_ids": ids}
             hidden = self._body(**inputs, use_cache=False).last_hidden_state
             return torch.equal(expected, functional.linear(hidden, self.weight))
-        except _PROBE_ERRORS:
+        except _PROBE_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
             return False
         finally:
             self._model.train(was_training)

@@ -35,7 +35,8 @@ from lomo_core.data.encode import RowEncoder
 from lomo_core.data.formats import RowErrors, RowReader
 from lomo_core.data.rows import ChoiceRow, TrainRow, WrongRow
 from lomo_core.data.template import EncodedRow
-from lomo_core.errors import DataError, DiskFullError
+from lomo_core.disk_full import disk_full_named
+from lomo_core.errors import DataError
 
 # Part of every key: raised when the layout of the files or the meaning of a row changes.
 _VERSION = 1
@@ -128,14 +129,9 @@ def open_dataset(
     cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     _sweep(cache_dir)
     encoder = RowEncoder(tokenizer, max_seq_length=options.max_seq_length, train_on=options.train_on)
-    try:
-        with _own_folder(cache_dir) as own:
-            counts = _write(own, key, _encoded_rows(source, encoder, watch))
-            _rename(own, folder)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise DiskFullError("the disk is full: the encoded rows could not be written, make room") from error
+    with disk_full_named("the encoded rows"), _own_folder(cache_dir) as own:
+        counts = _write(own, key, _encoded_rows(source, encoder, watch))
+        _rename(own, folder)
     return TokenDataset(folder, counts)
 
 

@@ -203,6 +203,10 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _measure_then_update(self, loss: Tensor) -> bool:
         scale = self.loss_scale or 1.0
         loss = loss * scale
+        # A backward pass that was broken off may have left its part.
+        self._norm = GlobalNorm()
+        if self._store is not None:
+            self._store.clear()
         with self._in_phase(_Phase.MEASURE):
             loss.backward(retain_graph=self._store is None)  # type: ignore[no-untyped-call]
         norm = self._norm_of_step = self._norm.result() / scale
@@ -262,9 +266,11 @@ class FusedOptimizer(torch.optim.Optimizer):
     @contextmanager
     def probing(self) -> Iterator[None]:
         """Inside, a backward pass drops every gradient: nothing changes, only the memory of a step is needed."""
-        with self._in_phase(_Phase.DROP):
-            yield
-        self._has_gradients = False
+        try:
+            with self._in_phase(_Phase.DROP):
+                yield
+        finally:
+            self._has_gradients = False
 
     @property
     def num_steps(self) -> int:
@@ -311,6 +317,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     def take_scattered_rows(self, param: Tensor, rows: Tensor, grad: Tensor) -> None:
         """Use the finished gradient [n, H] (the parameter's dtype) of the rows `rows` (int64 [n], each once). What
         `take_rows` was given for them in this pass must have been zero, and undone."""
+        if rows.numel() == 0:
+            return
         slot = self._slot_of[param]
         with torch.no_grad():
             if self._phase is _Phase.UPDATE:

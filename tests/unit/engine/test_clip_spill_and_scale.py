@@ -100,6 +100,32 @@ def test_a_large_spilled_gradient_is_applied_in_pieces() -> None:
     assert torch.equal(*weights)
 
 
+@pytest.mark.parametrize("cls", [Lomo, AdaLomo])
+def test_a_backward_pass_that_broke_off_leaves_nothing_behind(cls: type[FusedOptimizer]) -> None:
+    """In an even step `extra` has a gradient; the odd one after it must not be given that."""
+    broken, plain = Net(), Net()
+    optimizers = [cls(net.parameters(), 0.05, max_grad_norm=0.3, spill_to="memory") for net in (broken, plain)]
+    handle = broken.embedding.weight.register_hook(lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        optimizers[0].backward(broken.loss(0))
+    handle.remove()
+    optimizers[0].step()
+    assert same(broken, plain)
+    optimizers[1].step()
+    for optimizer, net in zip(optimizers, (broken, plain), strict=True):
+        assert optimizer.backward(net.loss(1))
+        optimizer.step()
+    assert optimizers[0].last_grad_norm == optimizers[1].last_grad_norm
+    assert same(broken, plain)
+
+
+def test_no_scattered_rows_are_no_work() -> None:
+    weight = nn.Parameter(torch.ones(3, 2, dtype=torch.bfloat16))
+    optimizer = Lomo([weight], 1.0, rounding="stochastic")
+    optimizer.take_scattered_rows(weight, torch.empty(0, dtype=torch.int64), torch.empty(0, 2, dtype=torch.bfloat16))
+    assert weight.tolist() == [[1.0, 1.0]] * 3
+
+
 def test_a_folder_that_is_missing_is_an_error_at_once(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Lomo([nn.Parameter(torch.ones(1))], max_grad_norm=1.0, spill_to=tmp_path / "none")

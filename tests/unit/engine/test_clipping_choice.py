@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,13 @@ import torch
 
 from lomo_core import build
 from lomo_core.clipping_choice import HostSpeed, StepCost, choose_exact_clipping, measure_host
-from lomo_core.config import OptimizerConfig
+from lomo_core.config import ClipConfig, OptimizerConfig
+from lomo_core.errors import DiskFullError
 from lomo_core.events import Finished, Message
+from lomo_core.journal import Journal
+from lomo_core.model import weights_sha256
+from lomo_core.stop import StopRequest
+from lomo_core.trainer import Trainer
 from tests.support.engine_runs import MakeConfig, events_of, run_here
 
 GIB = 2**30
@@ -77,3 +83,16 @@ def test_the_choice_is_announced(make_config: MakeConfig, monkeypatch: pytest.Mo
     assert not any("the norm comes from" in event.message for event in events_of(plain.run_dir, Message))
     hashes = {events_of(config.run_dir, Finished)[0].weights_sha256 for config in (chosen, plain)}
     assert len(hashes) == 1
+
+
+def test_a_disk_that_is_full_of_gradients_ends_the_run_by_name(make_config: MakeConfig) -> None:
+    clip = ClipConfig(mode="norm", exact="spill_file")
+    config = make_config(optimizer=OptimizerConfig(learning_rate=0.05, clip=clip))
+    trainer = Trainer(config, Journal(config.run_dir), StopRequest())
+    before = weights_sha256(trainer._training.model)
+    store = trainer._training.optimizer._store  # type: ignore[attr-defined]
+    os.dup2(os.open("/dev/full", os.O_RDWR), store._file)
+    with pytest.raises(DiskFullError, match="what gradients were put aside"):
+        trainer._train_step()
+    assert weights_sha256(trainer._training.model) == before
+    trainer._journal.close()

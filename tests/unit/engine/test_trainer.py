@@ -247,3 +247,21 @@ def test_two_passes_through_a_model_equal_clip_grad_norm(
     for a, b in zip(trainer._training.model.parameters(), model.parameters(), strict=True):
         # One unit in the last place at 1.0: the two heads sum in another order.
         torch.testing.assert_close(a, b, atol=1.2e-7, rtol=0)
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_a_model_with_a_head_of_its_own_is_named(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, is_plain: bool
+) -> None:
+    if not is_plain:
+        real = torch.nn.Linear.forward
+        # A cap on the logits, as Gemma 2 has: only a model's own forward pass goes through the module.
+        monkeypatch.setattr(
+            torch.nn.Linear,
+            "forward",
+            lambda module, x: real(module, x).tanh() if module.out_features == 512 else real(module, x),
+        )
+    config = make_config(max_steps=1)
+    run_here(config)
+    said = [event.message for event in events_of(config.run_dir, Message)]
+    assert any("logits are made as a whole" in text for text in said) is not is_plain
