@@ -69,9 +69,7 @@ def build_training(
     with out_of_memory_named("while trying the model's head", lambda: None):
         executor = PlainExecutor(model, optimizer, meter)
     if executor.has_own_head:
-        journal.say(
-            "info", "this architecture does more in its head than multiply: its logits are made as a whole"
-        )
+        journal.say("info", "this architecture does more in its head than multiply: its logits are made as a whole")
     return Training(
         model=model,
         optimizer=optimizer,
