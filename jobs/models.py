@@ -1,4 +1,4 @@
-"""Rows of the database (SQLAlchemy). Migration 0001 builds them; `alembic check` keeps the two equal.
+"""Rows of the database (SQLAlchemy). The migrations build them; `alembic check` keeps the two equal.
 
 Times are the database's clock (`now()`), so that no host's clock can end a lease. Sizes are bytes in `bigint`.
 """
@@ -116,6 +116,7 @@ class Job(Base):
         CheckConstraint(f"(status IN ({_in(TERMINAL)})) = (finished_at IS NOT NULL)", name="finished_when_terminal"),
         CheckConstraint("(status = 'failed') = (error IS NOT NULL)", name="error_when_failed"),
         CheckConstraint("status <> 'succeeded' OR fine_tuned_model IS NOT NULL", name="model_when_succeeded"),
+        CheckConstraint("planned_bytes >= 0", name="planned_bytes"),
         Index("ix_jobs_claim", text("priority DESC"), "created_at", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_lease", "lease_expires_at", postgresql_where=text("status = 'running'")),
         Index("ix_jobs_organization_id_created_at_id", "organization_id", "created_at", "id"),
@@ -129,6 +130,10 @@ class Job(Base):
     """`JobSpec` as JSON."""
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'::jsonb"))
     priority: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    plan: Mapped[dict[str, Any] | None]
+    """The memory plan as it was made at the submission; nothing here looks into it."""
+    planned_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """The peak on the device by plan. None: not known, and any host may take the job (`jobs/placement.py`)."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -277,11 +282,17 @@ class Host(Base):
     """A worker host as it last reported itself."""
 
     __tablename__ = "hosts"
+    __table_args__ = (CheckConstraint("device_kind IN ('cuda', 'cpu')", name="device_kind"),)
 
     name: Mapped[str] = mapped_column(primary_key=True)
     incarnation: Mapped[str]
     """New at each start of the worker: leases of an earlier one are dead."""
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    """Of the host itself, cards not counted."""
+    available_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """What was free on the device when the worker started: all that its jobs may need together. None: not measured."""
+    device_kind: Mapped[str | None]
+    """`cuda` or `cpu`: where its engines compute, and which memory `available_bytes` is of."""
     devices: Mapped[dict[str, Any]]
     slots: Mapped[int] = mapped_column(Integer)
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
