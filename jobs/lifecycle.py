@@ -8,7 +8,7 @@ the database's alone. What a lost message or a lost worker leaves behind, `reap`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +21,7 @@ from jobs.db import Database
 from jobs.errors import InvalidStateError, NotFoundError
 from jobs.ids import new_job_id, tuned_model_id
 from jobs.models import Attempt, Host, Job, ReaperState, TunedModel
+from jobs.placement import lock_next_job
 from jobs.repository import Lease, NewEvent, append_events, lock_leased
 from jobs.spec import JobSpec
 from jobs.status import TERMINAL, TRANSITIONS, JobStatus
@@ -72,10 +73,34 @@ class RetryPolicy:
         return self.backoff_s * float(2 ** (failures - 1))
 
 
-def submit(
-    db: Database, *, spec: JobSpec, organization_id: str, api_key_id: str | None, metadata: dict[str, str]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostReport:
+    """What a worker host says of itself at its start; the fields are the columns of `Host`."""
+
+    name: str
+    incarnation: str
+    memory_bytes: int
+    available_bytes: int | None = None
+    device_kind: str | None = None
+    devices: dict[str, Any]
+    slots: int = 1
+    """Jobs that it runs at once."""
+
+
+def submit(  # noqa: PLR0913 - a column each
+    db: Database,
+    *,
+    spec: JobSpec,
+    organization_id: str,
+    api_key_id: str | None,
+    metadata: dict[str, str],
+    plan: dict[str, Any] | None = None,
+    planned_bytes: int | None = None,
 ) -> Job:
-    """Queue a job. The caller rings the doorbell (`dispatch.ring`) afterwards, never before the commit."""
+    """Queue a job. The caller rings the doorbell (`dispatch.ring`) afterwards, never before the commit.
+
+    `planned_bytes` is the peak on the device by `plan`; without it any host may take the job.
+    """
     with db.transaction() as session:
         job = Job(
             id=new_job_id(),
@@ -85,6 +110,8 @@ def submit(
             spec=spec.model_dump(mode="json"),
             metadata_=metadata,
             priority=spec.lomo.priority,
+            plan=plan,
+            planned_bytes=planned_bytes,
         )
         session.add(job)
         session.flush()
@@ -102,27 +129,15 @@ def submit(
 
 
 def claim(db: Database, *, owner: str, lease_s: float) -> Claim | None:
-    """Take the best queued job: by priority, then fairness between organizations, then age. None if there is none.
+    """Take the best queued job that fits this host: by priority, then fairness between organizations, then age. None if
+    there is none.
 
-    `owner` is `<host>/<incarnation>`. A second claimer skips the locked row, so nobody waits and nobody shares. A job
-    whose stored spec is not valid fails here, and None is returned.
+    `owner` is `<host>/<incarnation>`; what fits, and what a job that does not fit yet holds up, is the matter of
+    `jobs/placement.py`. A claimer on another host skips the locked row, so nobody waits and nobody shares. A job whose
+    stored spec is not valid fails here, and None is returned.
     """
-    running = (
-        select(Job.organization_id, func.count().label("num_running"))
-        .where(Job.status == JobStatus.RUNNING)
-        .group_by(Job.organization_id)
-        .subquery()
-    )
-    candidate = (
-        select(Job.id)
-        .outerjoin(running, running.c.organization_id == Job.organization_id)
-        .where(Job.status == JobStatus.QUEUED, Job.run_after <= func.now())
-        .order_by(Job.priority.desc(), func.coalesce(running.c.num_running, 0), Job.created_at, Job.id)
-        .limit(1)
-        .with_for_update(of=Job, skip_locked=True)
-    )
     with db.transaction() as session:
-        job_id = session.scalar(candidate)
+        job_id = lock_next_job(session, owner=owner)
         if job_id is None:
             return None
         job = session.execute(
@@ -286,15 +301,13 @@ def request_cancel(db: Database, *, organization_id: str, job_id: str) -> Job:
         return job
 
 
-def register_host(
-    db: Database, *, name: str, incarnation: str, memory_bytes: int, devices: dict[str, Any], slots: int = 1
-) -> None:
-    """Record a worker host at its start; `slots` is the number of jobs that it runs at once."""
-    values = {"incarnation": incarnation, "memory_bytes": memory_bytes, "devices": devices, "slots": slots}
+def register_host(db: Database, report: HostReport) -> None:
+    """Record a worker host at its start."""
+    values = asdict(report)
     with db.transaction() as session:
         session.execute(
             upsert(Host)
-            .values(name=name, **values)
+            .values(**values)
             .on_conflict_do_update(
                 index_elements=[Host.name],
                 set_={**values, "started_at": func.now(), "last_seen_at": func.now()},

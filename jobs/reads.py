@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Select, func, select, text, tuple_
+from sqlalchemy import ColumnElement, Select, func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, aliased
 
@@ -19,6 +19,9 @@ from jobs.errors import NotFoundError
 from jobs.ids import parse_event_id
 from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Host, Job, ReaperState, TunedModel
 from jobs.status import JobStatus
+
+ALIVE_WITHIN_S = 60.0
+"""A worker host is seen, and the reaper ticks, every 2 to 10 s; a minute of silence is several misses and not one."""
 
 T = TypeVar("T")
 Owned = TypeVar("Owned", Job, File)
@@ -147,6 +150,8 @@ class JobDetails:
     evaluations: list[Evaluation] = field(default_factory=list)
     """By step: the first and the latest ones."""
     loss_curve: list[tuple[int, float]] | None = None
+    hosts: Sequence[HostState] = ()
+    """Every worker host, where they were asked for: the same for all jobs."""
 
 
 # Wall-clock time over the last 50 steps, so that checkpoints and evaluations count and an old speed is forgotten.
@@ -160,9 +165,13 @@ _RECENT_SPEED = text("""
 """)
 
 
-def read_details(db: Database, *, job_ids: Sequence[str], num_curve_points: int = 0) -> dict[str, JobDetails]:
-    """The details of the given jobs, with a loss curve of at most `num_curve_points` where that is not 0."""
-    details = {job_id: JobDetails() for job_id in job_ids}
+def read_details(
+    db: Database, *, job_ids: Sequence[str], num_curve_points: int = 0, with_hosts: bool = False
+) -> dict[str, JobDetails]:
+    """The details of the given jobs, with a loss curve of at most `num_curve_points` where that is not 0, and the hosts
+    where they are asked for."""
+    hosts = list_hosts(db) if with_hosts else []
+    details = {job_id: JobDetails(hosts=hosts) for job_id in job_ids}
     owners = (
         select(Attempt.job_id, Attempt.owner)
         .where(Attempt.job_id.in_(job_ids))
@@ -333,6 +342,71 @@ def find_host(db: Database, *, name: str) -> Host | None:
     """A worker host by name."""
     with db.read() as session:
         return session.get(Host, name)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJob:
+    """A job that a host runs."""
+
+    id: str
+    organization_id: str
+    planned_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """A worker host, and what runs there."""
+
+    host: Host
+    is_alive: bool
+    running: list[RunningJob] = field(default_factory=list)
+
+    @property
+    def free_bytes(self) -> int | None:
+        """What its running jobs leave of its memory by plan; None where it has measured none."""
+        if self.host.available_bytes is None:
+            return None
+        return max(0, self.host.available_bytes - sum(job.planned_bytes or 0 for job in self.running))
+
+    @property
+    def has_free_slot(self) -> bool:
+        """Whether it may run one more job at once."""
+        return len(self.running) < self.host.slots
+
+
+def list_hosts(db: Database, *, alive_within_s: float = ALIVE_WITHIN_S) -> list[HostState]:
+    """Every worker host that was ever seen, by name, with what all organizations run there. One query."""
+    query = (
+        select(Host, _is_alive(alive_within_s), Job.id, Job.organization_id, Job.planned_bytes)
+        .outerjoin(Job, (Job.status == JobStatus.RUNNING) & (func.split_part(Job.lease_owner, "/", 1) == Host.name))
+        .order_by(Host.name, Job.started_at, Job.id)
+    )
+    states: dict[str, HostState] = {}
+    with db.read() as session:
+        for host, is_alive, job_id, organization_id, planned_bytes in session.execute(query):
+            state = states.setdefault(host.name, HostState(host, is_alive))
+            if job_id is not None:
+                state.running.append(RunningJob(job_id, organization_id, planned_bytes))
+    return list(states.values())
+
+
+def largest_capacity(db: Database, *, alive_within_s: float = ALIVE_WITHIN_S) -> int | None:
+    """The most memory that any live host can give to one job, in bytes; None where there is no such host.
+
+    A job that needs more can be held by none of them, however long it waits.
+    """
+    with db.read() as session:
+        return session.scalar(select(func.max(Host.available_bytes)).where(_is_alive(alive_within_s)))
+
+
+def num_live_hosts(db: Database, *, alive_within_s: float = ALIVE_WITHIN_S) -> int:
+    """How many worker hosts are alive."""
+    with db.read() as session:
+        return session.scalars(select(func.count()).select_from(Host).where(_is_alive(alive_within_s))).one()
+
+
+def _is_alive(within_s: float) -> ColumnElement[bool]:
+    return Host.last_seen_at >= func.now() - func.make_interval(0, 0, 0, 0, 0, 0, within_s)
 
 
 def due_jobs(db: Database) -> int:

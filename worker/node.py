@@ -18,8 +18,8 @@ import structlog
 from jobs import lifecycle, reads
 from jobs.db import Database
 from jobs.errors import LeaseLostError
-from jobs.lifecycle import Claim
-from worker.gpus import describe_devices, host_memory_bytes
+from jobs.lifecycle import Claim, HostReport
+from worker.gpus import describe_devices, find_gpus, host_memory_bytes, measure_device
 from worker.heartbeat import HostPulse
 from worker.outage import NOT_READY, OUTAGES, StillAwayError, first_line, persist
 from worker.runner import Host, JobRunner
@@ -97,7 +97,10 @@ class Node:
                 self._slots.release()
 
     def reap(self) -> None:
-        """Requeue what dead workers held, and ring for queued jobs: their message may be lost, or their wait over."""
+        """Requeue what dead workers held, and ring for queued jobs: their message may be lost, or their wait over.
+
+        One ring per host, since the host that takes a ring may not be the one that a job fits.
+        """
         settings = self.settings
         reaped = lifecycle.reap(
             self._db,
@@ -109,7 +112,8 @@ class Node:
         if reaped:
             log.warning("jobs_reaped", job_ids=reaped)
         if reads.due_jobs(self._db) > 0:
-            self._send_ring()
+            for _ in range(max(1, reads.num_live_hosts(self._db))):
+                self._send_ring()
 
     def _run_next(self) -> bool:
         """Run one job, if there is one."""
@@ -149,14 +153,18 @@ class Node:
     def _announce(self) -> None:
         """Record the host, and free what its killed predecessor held: it cannot be running, since the lock is ours."""
         name = self.settings.worker_name
-        lifecycle.register_host(
-            self._db,
+        gpus = find_gpus()
+        device = measure_device(gpus)
+        report = HostReport(
             name=name,
             incarnation=self.incarnation,
             memory_bytes=host_memory_bytes(),
-            devices=describe_devices(),
+            available_bytes=device.available_bytes,
+            device_kind=device.kind,
+            devices=describe_devices(gpus),
             slots=self.settings.slots,
         )
+        lifecycle.register_host(self._db, report)
         freed = lifecycle.release_dead(self._db, host=name, incarnation=self.incarnation, policy=self.host.retry_policy)
         log.info("host_announced", host=name, incarnation=self.incarnation, freed_job_ids=freed)
 

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from jobs import lifecycle
 from jobs.db import Database
-from jobs.lifecycle import Claim, RetryPolicy
+from jobs.lifecycle import Claim, HostReport, RetryPolicy
 from jobs.models import Job
 from jobs.spec import JobSpec, LomoOptions
 
@@ -36,11 +36,32 @@ def make_spec(*, priority: int = 0, model: str = "tiny") -> JobSpec:
     return JobSpec(model=model, training_file="file-1", seed=1, lomo=LomoOptions(priority=priority))
 
 
-def submit(db: Database, *, organization_id: str = ORGANIZATION, priority: int = 0) -> Job:
+def submit(
+    db: Database, *, organization_id: str = ORGANIZATION, priority: int = 0, planned_bytes: int | None = None
+) -> Job:
     """Queue a job."""
     return lifecycle.submit(
-        db, spec=make_spec(priority=priority), organization_id=organization_id, api_key_id=None, metadata={}
+        db,
+        spec=make_spec(priority=priority),
+        organization_id=organization_id,
+        api_key_id=None,
+        metadata={},
+        planned_bytes=planned_bytes,
     )
+
+
+def register(db: Database, name: str, *, available_bytes: int | None, incarnation: str = "1", slots: int = 4) -> None:
+    """Announce a host, as its worker does."""
+    report = HostReport(
+        name=name,
+        incarnation=incarnation,
+        memory_bytes=2**40,
+        available_bytes=available_bytes,
+        device_kind=None if available_bytes is None else "cuda",
+        devices={"gpus": []},
+        slots=slots,
+    )
+    lifecycle.register_host(db, report)
 
 
 def claim(db: Database, *, owner: str = "host/1") -> Claim:

@@ -93,6 +93,8 @@ def test_a_host_is_described_and_seen_while_it_idles(bench: Any, start_worker: A
     start_worker()
     host = wait_until(lambda: reads.find_host(bench.db, name="host-a"), 30, "the host")
     assert host.memory_bytes > 2**28
+    assert host.available_bytes > 2**26
+    assert host.device_kind == ("cuda" if host.devices["gpus"] else "cpu")
     assert host.devices["cpu"]["count"] >= 1
     assert host.slots == 1
     later = wait_until(

@@ -1,0 +1,71 @@
+"""Which job a host takes: the best of the queue that fits into the memory that its running jobs leave.
+
+A host has `available_bytes`, which its worker measured when it started; a job needs `planned_bytes`, its plan's peak.
+What fits is reckoned with these two alone and never with what is free at the moment: a run that has just begun holds
+little of what it will need. A job without a plan counts as 0 and may go to any host.
+
+The queue's order is priority, then fairness between organizations, then age. A job larger than the whole host is passed
+over: another host may take it. The best of the others is the host's *head*. Where the head does not fit now, jobs
+behind it are taken only if they leave it room: the candidate, the head and whatever this host started since the head
+was submitted have to fit together. Without that rule a stream of small jobs would keep a large one waiting for ever on
+a host with several slots; with it the head waits for no run but those that it found there. The stricter rule, to take
+nothing until the head fits, would leave slots empty for hours beside one long run, and reservations by time would need
+run times that nobody knows. The price: where several hosts could hold the head, each of them keeps room for it.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from jobs.models import Host
+
+# The last WHERE repeats the status, because it alone is looked at again when another claimer was faster: then the row
+# has changed since this statement's snapshot, and what the queue says of it is stale.
+_NEXT_JOB = text("""
+    WITH busy AS (
+        SELECT organization_id, count(*) AS num_running FROM jobs WHERE status = 'running' GROUP BY organization_id
+    ), queue AS (
+        SELECT q.id, q.planned_bytes, q.created_at, row_number() OVER (
+            ORDER BY q.priority DESC, coalesce(busy.num_running, 0), q.created_at, q.id
+        ) AS place
+        FROM jobs q LEFT JOIN busy ON busy.organization_id = q.organization_id
+        WHERE q.status = 'queued' AND q.run_after <= now()
+            AND (q.planned_bytes IS NULL OR q.planned_bytes <= CAST(:capacity_bytes AS bigint))
+    ), head AS (
+        SELECT coalesce(queue.planned_bytes, 0) AS planned_bytes,
+            coalesce(sum(r.planned_bytes), 0) AS used_bytes,
+            coalesce(sum(r.planned_bytes) FILTER (WHERE r.started_at > queue.created_at), 0) AS passed_bytes
+        FROM queue LEFT JOIN jobs r ON r.status = 'running' AND split_part(r.lease_owner, '/', 1) = :host
+        WHERE queue.place = 1 GROUP BY queue.planned_bytes
+    )
+    SELECT j.id FROM jobs j JOIN queue ON queue.id = j.id CROSS JOIN head
+    WHERE j.status = 'queued' AND (
+        j.planned_bytes IS NULL
+        OR (
+            j.planned_bytes + head.used_bytes <= CAST(:capacity_bytes AS bigint)
+            AND (
+                queue.place = 1
+                OR j.planned_bytes + head.planned_bytes + head.passed_bytes <= CAST(:capacity_bytes AS bigint)
+            )
+        )
+    )
+    ORDER BY queue.place LIMIT 1 FOR UPDATE OF j SKIP LOCKED
+""")
+
+
+def lock_next_job(session: Session, *, owner: str) -> str | None:
+    """The id of the job that `owner` (`<host>/<incarnation>`) takes next, its row locked; None if there is none.
+
+    The host's row is locked first, in a statement of its own: so the next one sees what another slot of this host has
+    just claimed, and the two cannot promise the same bytes. Hosts do not wait for each other. A host that this
+    incarnation of its worker has not announced yet has no measured memory, and takes jobs without a plan only.
+    """
+    name, _, incarnation = owner.partition("/")
+    capacity_bytes = session.scalar(
+        select(Host.available_bytes)
+        .where(Host.name == name, Host.incarnation == incarnation)
+        .with_for_update(key_share=True)
+    )
+    job_id: str | None = session.scalar(_NEXT_JOB, {"host": name, "capacity_bytes": capacity_bytes})
+    return job_id
