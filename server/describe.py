@@ -7,6 +7,7 @@ more than one step: seconds per step is wall-clock time over the last 50 steps o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +16,7 @@ from jobs import reads
 from jobs.db import Database
 from jobs.ids import event_id, tuned_model_id
 from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Job, TunedModel
-from jobs.reads import JobDetails
+from jobs.reads import HostState, JobDetails
 from jobs.settings import JobsSettings
 from jobs.spec import ForeignSpec, JobSpec, read_stored
 from jobs.status import JobStatus
@@ -30,7 +31,10 @@ def describe_jobs(
 ) -> list[schemas.FineTuningJob]:
     """Jobs as the API shows them, in the given order."""
     details = reads.read_details(
-        db, job_ids=[job.id for job in jobs], num_curve_points=NUM_CURVE_POINTS if with_curve else 0
+        db,
+        job_ids=[job.id for job in jobs],
+        num_curve_points=NUM_CURVE_POINTS if with_curve else 0,
+        with_hosts=any(job.status == JobStatus.QUEUED for job in jobs),
     )
     return [_job(job, details[job.id], settings) for job in jobs]
 
@@ -112,6 +116,43 @@ def describe_model(model: TunedModel) -> schemas.Model:
     return schemas.Model(id=model.id, created=_unix(model.created_at), owned_by=model.organization_id)
 
 
+def describe_host(state: HostState, *, organization_id: str) -> schemas.Host:
+    """A host; of other organizations' jobs it tells the number alone."""
+    host = state.host
+    return schemas.Host(
+        name=host.name,
+        device_kind=host.device_kind,
+        devices=host.devices,
+        memory_bytes=host.memory_bytes,
+        available_bytes=host.available_bytes,
+        free_bytes=state.free_bytes,
+        slots=host.slots,
+        running_jobs=[job.id for job in state.running if job.organization_id == organization_id],
+        num_running=len(state.running),
+        last_seen_at=_unix(host.last_seen_at),
+        is_alive=state.is_alive,
+    )
+
+
+def waiting_for(job: Job, hosts: Sequence[HostState]) -> str | None:
+    """Why a queued job waits; None where one of the hosts has room for it now, or the job is not queued."""
+    if job.status != JobStatus.QUEUED:
+        return None
+    alive = [state for state in hosts if state.is_alive]
+    if not alive:
+        return "worker: no worker host is alive; start one."
+    needed = job.planned_bytes or 0
+    largest = max(state.host.available_bytes or 0 for state in alive)
+    if needed > largest:
+        return f"memory: needs {_gib(needed, up=True)}, and no host is large enough: the largest has {_gib(largest)}."
+    free = max(state.free_bytes or 0 for state in alive)
+    if needed > free:
+        return f"memory: needs {_gib(needed, up=True)}, the largest free host has {_gib(free)}."
+    if not any(state.has_free_slot for state in alive if needed <= (state.free_bytes or 0)):
+        return "slot: every host with room for it runs as many jobs as it may."
+    return None
+
+
 def eta_s(job: Job, *, step_s: float | None, now: datetime) -> float | None:
     """Seconds until a running job's last step, or None where nothing can be said yet. The formula is at the top."""
     if job.status != JobStatus.RUNNING or job.total_steps is None or job.step_at is None or step_s is None:
@@ -170,6 +211,7 @@ def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings:
         "host": _host(owner) if owner else None,
         "started_at": _unix(job.started_at) if job.started_at else None,
         "cancel_requested": job.cancel_requested_at is not None,
+        "waiting_for": waiting_for(job, details.hosts),
         "step": job.step,
         "total_steps": job.total_steps,
         "loss": job.loss,
@@ -179,7 +221,11 @@ def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings:
         "num_train_rows": run.get("num_train_rows"),
         "device": run.get("device"),
         "device_bytes": run.get("device_bytes"),
-        "memory": schemas.Memory(measured=job.memory, measured_peak_bytes=(job.memory or {}).get("peak_bytes")),
+        "memory": schemas.Memory(
+            measured=job.memory,
+            measured_peak_bytes=(job.memory or {}).get("peak_bytes"),
+            planned_peak_bytes=job.planned_bytes,
+        ),
         "evaluations": [describe_evaluation(evaluation) for evaluation in details.evaluations],
         "weights_sha256": job.weights_sha256,
         "model_path": str((settings.data_dir / details.model_path).absolute()) if details.model_path else None,
@@ -189,6 +235,12 @@ def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings:
 
 def _host(owner: str) -> str:
     return owner.partition("/")[0]
+
+
+def _gib(num_bytes: int, *, up: bool = False) -> str:
+    """Bytes in GiB, rounded down or `up` to a tenth: so what is needed never looks like what there is."""
+    tenths = num_bytes * 10 / 2**30
+    return f"{(math.ceil(tenths) if up else math.floor(tenths)) / 10:.1f} GiB"
 
 
 def _unix(moment: datetime) -> int:

@@ -21,7 +21,7 @@ from server.auth import Authenticator
 from server.deps import authenticated
 from server.hub import Hub
 from server.middleware import BodyLimit, Gate, RequestContext
-from server.routes import files, health, jobs, models, pages, runs
+from server.routes import files, health, hosts, jobs, models, pages, runs
 from server.services import Services
 from server.settings import ServerSettings
 
@@ -55,7 +55,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    for module in (files, jobs, runs, models, health, pages):
+    for module in (files, jobs, runs, models, hosts, health, pages):
         # Flat, not nested, so that what guards a route can be seen on it.
         app.router.routes.extend(module.router.routes)
     app.mount("/assets", StaticFiles(directory=pages.DASHBOARD_DIR, check_dir=False))

@@ -237,6 +237,8 @@ class RunState(BaseModel):
     host: str | None
     started_at: int | None
     cancel_requested: bool
+    waiting_for: str | None
+    """Why a queued job waits, as of this answer: `memory: ...`, `slot: ...` or `worker: ...`."""
     step: int
     total_steps: int | None
     loss: float | None
@@ -420,6 +422,36 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class Host(BaseModel):
+    """A worker host as it last reported itself, and what runs there."""
+
+    object: Literal["host"] = "host"
+    name: str
+    device_kind: Literal["cuda", "cpu"] | None
+    """None, as the two numbers below, where the worker is of a version that did not measure."""
+    devices: dict[str, Any]
+    memory_bytes: int
+    """Of the host itself, cards not counted."""
+    available_bytes: int | None
+    """Free on the device when the worker started: what its jobs may need together."""
+    free_bytes: int | None
+    """What the running jobs leave of it, by plan."""
+    slots: int
+    running_jobs: list[str]
+    """Of the caller's organization."""
+    num_running: int
+    """Of all organizations."""
+    last_seen_at: int
+    is_alive: bool
+
+
+class HostList(BaseModel):
+    """Every host; never paged."""
+
+    object: Literal["list"] = "list"
+    data: list[Host]
 
 
 class Attempt(BaseModel):

@@ -12,8 +12,6 @@ from server.deps import ServicesDep
 
 router = APIRouter()
 
-# A worker host is seen, and the reaper ticks, every 5 to 10 s; a minute is several misses and not one.
-_MAX_SILENCE_S = 60.0
 _OK = "ok"
 
 
@@ -49,4 +47,4 @@ def _check(found: Readiness, head: str) -> dict[str, str]:
 def _state(silent_s: float | None, what: str) -> str:
     if silent_s is None:
         return f"{what} yet"
-    return _OK if silent_s <= _MAX_SILENCE_S else f"{what} for {silent_s:.0f} s"
+    return _OK if silent_s <= reads.ALIVE_WITHIN_S else f"{what} for {silent_s:.0f} s"

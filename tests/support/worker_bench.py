@@ -43,10 +43,11 @@ class Bench:
     rings: list[None] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
 
-    def submit(self, *attempts: Sequence[Action], **options: Any) -> str:
+    def submit(self, *attempts: Sequence[Action], planned_bytes: int | None = None, **options: Any) -> str:
         """Queue a job whose engine plays these scripts, one per attempt. Returns its id."""
         file_id = self.store(json.dumps({"attempts": attempts}) + "\n")
-        return self.submit_spec({"model": MODEL, "training_file": file_id, "seed": 1, **options})
+        values = {"model": MODEL, "training_file": file_id, "seed": 1, **options}
+        return self.submit_spec(values, planned_bytes=planned_bytes)
 
     def store(self, text: str) -> str:
         """Put an uploaded file into the data folder. Returns its id."""
@@ -56,10 +57,17 @@ class Bench:
         (files / file_id).write_text(text, encoding="utf-8")
         return file_id
 
-    def submit_spec(self, values: dict[str, Any]) -> str:
+    def submit_spec(self, values: dict[str, Any], *, planned_bytes: int | None = None) -> str:
         """Queue a job. Its message is "lost": the worker's reaper has to find it. Returns its id."""
         spec = JobSpec.model_validate(values)
-        job = lifecycle.submit(self.db, spec=spec, organization_id=ORGANIZATION, api_key_id=None, metadata={})
+        job = lifecycle.submit(
+            self.db,
+            spec=spec,
+            organization_id=ORGANIZATION,
+            api_key_id=None,
+            metadata={},
+            planned_bytes=planned_bytes,
+        )
         return job.id
 
     def node(self, **changes: Any) -> Node:
