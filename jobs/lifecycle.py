@@ -315,10 +315,11 @@ def register_host(db: Database, report: HostReport) -> None:
         )
 
 
-def see_host(db: Database, *, name: str) -> None:
-    """Record that a worker host is alive."""
+def see_host(db: Database, *, name: str, available_bytes: int | None = None) -> None:
+    """Record that a worker host is alive, and what is free on its device where that was measured anew."""
+    measured = {} if available_bytes is None else {"available_bytes": available_bytes}
     with db.transaction() as session:
-        session.execute(update(Host).where(Host.name == name).values(last_seen_at=func.now()))
+        session.execute(update(Host).where(Host.name == name).values(last_seen_at=func.now(), **measured))
 
 
 def release_dead(db: Database, *, host: str, incarnation: str, policy: RetryPolicy) -> list[str]:

@@ -7,6 +7,8 @@ lease ends everything: somebody else may run the job by now.
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 
 from jobs import lifecycle
 from jobs.db import Database
@@ -59,19 +61,37 @@ class Heartbeat:
 
 
 class HostPulse:
-    """Reports the host as alive for as long as the worker runs, jobs or none: what `/readyz` and the dashboard show."""
+    """Reports the host as alive for as long as the worker runs, jobs or none: what `/readyz` and the dashboard show.
 
-    def __init__(self, db: Database, *, name: str, every_s: float) -> None:
+    Every `measure_every_s` it asks `measure` for the device's free memory and reports that, too, if there is an answer.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        *,
+        name: str,
+        every_s: float,
+        measure_every_s: float,
+        measure: Callable[[], int | None],
+    ) -> None:
         self._db = db
         self._name = name
         self._every_s = every_s
+        self._measure_every_s = measure_every_s
+        self._measure = measure
 
     def run(self, stopped: threading.Event) -> None:
         """Report every `every_s` until `stopped`."""
         backoff = Backoff("reporting the host")
+        measured_at = time.monotonic()
         while not stopped.wait(self._every_s):
+            available_bytes = None
+            if time.monotonic() - measured_at >= self._measure_every_s:
+                available_bytes = self._measure()
+                measured_at = time.monotonic()
             try:
-                lifecycle.see_host(self._db, name=self._name)
+                lifecycle.see_host(self._db, name=self._name, available_bytes=available_bytes)
             except OUTAGES as error:
                 backoff.failed(error)
             else:

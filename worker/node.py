@@ -115,6 +115,26 @@ class Node:
             for _ in range(max(1, reads.num_live_hosts(self._db))):
                 self._send_ring()
 
+    def measure_idle(self) -> int | None:
+        """What is free on the device now, in bytes; None while a job runs here, whose own memory would be missing.
+
+        A start that follows a kill may measure while the killed engine still holds the card, and other programs come
+        and go: without this, what was measured then would stand until the next start. Nobody claims meanwhile, since
+        all slots are taken; a ring that came to nothing by that is repeated.
+        """
+        num_taken = 0
+        try:
+            while num_taken < self.settings.slots:
+                if not self._slots.acquire(blocking=False):
+                    return None
+                num_taken += 1
+            return measure_device(find_gpus()).available_bytes
+        finally:
+            for _ in range(num_taken):
+                self._slots.release()
+            if self._rung.is_set():
+                self._send_ring()
+
     def _run_next(self) -> bool:
         """Run one job, if there is one."""
         claim = lifecycle.claim(self._db, owner=self.owner, lease_s=self.settings.lease_s)
@@ -148,7 +168,14 @@ class Node:
         except StillAwayError:
             return
         self._send_ring()
-        HostPulse(self._db, name=self.settings.worker_name, every_s=self.settings.heartbeat_s).run(self._closed)
+        pulse = HostPulse(
+            self._db,
+            name=self.settings.worker_name,
+            every_s=self.settings.heartbeat_s,
+            measure_every_s=self.settings.measure_every_s,
+            measure=self.measure_idle,
+        )
+        pulse.run(self._closed)
 
     def _announce(self) -> None:
         """Record the host, and free what its killed predecessor held: it cannot be running, since the lock is ours."""

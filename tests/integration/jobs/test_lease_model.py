@@ -1,7 +1,8 @@
 """The lease as a state machine: random interleavings of workers, users, time and the reaper keep the promises.
 
 Promises: an accepted job exists for ever and ends; a terminal status never changes; only the newest claim writes; event
-numbers have no gap; a cancelled job never runs again. Time is simulated by moving the rows' times back.
+numbers have no gap; a cancelled job never runs again; no host runs more than fits its memory. Time is simulated by
+moving the rows' times back.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import text
 
-from jobs import eventlog, lifecycle
+from jobs import eventlog, lifecycle, reads
 from jobs.db import Database
 from jobs.errors import InvalidStateError, LeaseLostError
 from jobs.lifecycle import Claim, JobFailure
 from lomo_core.events import JournalLine, Message
 
-from .conftest import LEASE_S, ORGANIZATION, POLICY, submit
+from .conftest import LEASE_S, ORGANIZATION, POLICY, register, submit
 
 GRACE_S = 5.0
+CAPACITY_BYTES = {"A": 10, "B": 4, "Z": 20}
 TERMINAL = {"succeeded", "failed", "cancelled"}
 
 
@@ -43,15 +45,17 @@ class LeaseMachine(RuleBasedStateMachine):
         with self.db.transaction() as session:
             session.execute(text("TRUNCATE jobs CASCADE"))
             session.execute(text("UPDATE reaper_state SET last_tick_at = now(), hold_until = now()"))
+        for name, available_bytes in CAPACITY_BYTES.items():
+            register(self.db, name, available_bytes=available_bytes)
         self.accepted: set[str] = set()
         self.ended: dict[str, str] = {}
         self.owner: dict[str, Claim] = {}
         self.cancelled: set[str] = set()
         self.lines: dict[tuple[str, int], int] = {}
 
-    @rule(target=jobs, priority=st.integers(-1, 1))
-    def submit(self, priority: int) -> str:
-        job = submit(self.db, priority=priority)
+    @rule(target=jobs, priority=st.integers(-1, 1), planned_bytes=st.sampled_from([None, 1, 4, 7, 20]))
+    def submit(self, priority: int, planned_bytes: int | None) -> str:
+        job = submit(self.db, priority=priority, planned_bytes=planned_bytes)
         self.accepted.add(job.id)
         return job.id
 
@@ -151,6 +155,9 @@ class LeaseMachine(RuleBasedStateMachine):
                 self.ended[job_id] = status
             if job_id in self.cancelled:
                 assert status in {"running", *TERMINAL}, "a cancelled job went back into the queue"
+        for state in reads.list_hosts(self.db):
+            planned_bytes = sum(job.planned_bytes or 0 for job in state.running)
+            assert planned_bytes <= CAPACITY_BYTES[state.host.name], "a host runs more than fits"
 
     def teardown(self) -> None:
         """With time passing and one honest worker, everything ends."""
