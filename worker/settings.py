@@ -30,8 +30,8 @@ class WorkerSettings(JobsSettings):
     ship_every_s: float = Field(default=0.2, gt=0)
     """Interval in which the engine's journal is read: what a live log lags behind. A batch costs about 5 ms."""
     measure_every_s: float = Field(default=60.0, gt=0)
-    """Interval in which an idle host measures its device's free memory anew. Asking the driver takes 0.1 s, or seconds
-    where it has to wake the card."""
+    """Interval in which an idle host measures its device's free memory anew. No job is claimed meanwhile, and a driver
+    that has to wake the card takes seconds."""
     engine_command: Annotated[tuple[str, ...], NoDecode] = (sys.executable, "-m", "lomo_core")
     """How the engine is started, as a shell would split it: for one in another environment, or below a profiler."""
     engine_threads: int | None = Field(default=None, ge=1)
