@@ -36,10 +36,11 @@ from lomo_core.terminal import shown_in_terminal
 
 THREADS = "LOMO_ENGINE_THREADS"
 _MALLOC = "MALLOC_MMAP_THRESHOLD_"
-# Freed tensors go back to the system instead of leaving holes in the heap. Measured on SmolLM2 with activation
-# checkpointing, peak and CPU seconds of a step: 2 x 512 fp32 1421 MiB and 14.2 s, against 1849 and 11.6 with glibc's
-# own; 8 x 60 bf16 1010 and 1.7, against 951 and 1.7. At 64 KiB page faults cost too much: 1420 and 14.0; 889 and 2.8.
-_MALLOC_ENVIRONMENT = {_MALLOC: "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+# Tensors up to 8 MiB in the heap, 32 MiB of free memory at its top, and holes kept below a limit by
+# `memory/allocator.py`. Measured on SmolLM2 with activation checkpointing, peak above the weights and CPU seconds of a
+# step: 2 x 512 fp32 165 MiB and 15.3 s, bf16 115 and 8.5. With 1 MiB for both: 135 and 17.0, 101 and 10.7 (tensors mapped
+# one by one cost page faults). With glibc's own, which moves its threshold up to 32 MiB: 416 and 14.8, 167 and 8.2.
+_MALLOC_ENVIRONMENT = {_MALLOC: str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
 _LIBRARY_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",

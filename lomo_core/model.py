@@ -109,6 +109,15 @@ def enable_activation_checkpointing(model: Any) -> bool:
     return True
 
 
+def find_blocks(model: nn.Module) -> list[nn.Module]:
+    """The model's repeated blocks, found by their share: the list of modules that holds the most parameters.
+
+    Empty where a model has no such list.
+    """
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=lambda blocks: sum(p.numel() for b in blocks for p in b.parameters()), default=[])
+
+
 def parameter_bytes(model: nn.Module) -> int:
     """Bytes of all parameters, each storage counted once."""
     storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}

@@ -13,7 +13,7 @@ def try_batch(training: Training, batch: Batch) -> None:
     """Run forward and backward on a batch without any effect on weights, moments, step or random numbers."""
     meter = training.meter
     devices = [batch.input_ids.device] if batch.input_ids.is_cuda else []
-    with torch.random.fork_rng(devices=devices), training.optimizer.probing():
+    with torch.random.fork_rng(devices=devices), training.optimizer.probing(), training.executor.trying():
         meter.begin_step()
         loss = training.executor.loss_of(batch).loss
         meter.forward_done()

@@ -30,10 +30,8 @@ _PASSED_NAMES = re.compile(
 # For a download beside that: the hub's address, cache and token, and the way out of the network.
 _PASSED_TO_HUB = re.compile(r"^(HF_\w+|\w+_proxy|SSL_CERT_\w+|REQUESTS_CA_BUNDLE)$", re.IGNORECASE)
 
-# glibc keeps freed memory below its mmap threshold, which it raises by itself up to 32 MiB; then the heap's
-# fragmentation hides on the CPU what a fused update saves. 1 MiB for both gives it back; figures in
-# lomo_core/__main__.py.
-_GLIBC_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+# As the engine gives itself (figures in lomo_core/__main__.py): set here, it need not start itself once more.
+_GLIBC_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
 
 _TAIL_BYTES = 8192  # the end of a log that is worth showing: a traceback has about 2 KB
 

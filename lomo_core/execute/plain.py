@@ -7,11 +7,13 @@ can be accumulated). This one takes exactly one, because a fused update leaves n
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from lomo_core.data.batches import Batch
 from lomo_core.head import BatchLoss, batch_loss
+from lomo_core.memory.allocator import HeapWatch
 from lomo_core.memory.meter import Meter
 from lomo_core.optim.protocol import RunOptimizer
 from lomo_core.vocabulary_head import VocabularyHead
@@ -34,6 +36,7 @@ class PlainExecutor:
         self._optimizer = optimizer
         self._meter = meter
         self._head = VocabularyHead.find(model, optimizer)
+        self._heap = HeapWatch(model)
 
     @property
     def has_own_head(self) -> bool:
@@ -53,7 +56,15 @@ class PlainExecutor:
         if len(batches) != 1:
             raise ValueError(f"the plain executor takes exactly one micro-batch, not {len(batches)}")
         self._model.train()
-        result = self.loss_of(batches[0])
+        with self._heap.step():
+            return self._run(batches[0])
+
+    def trying(self) -> AbstractContextManager[None]:
+        """Around a forward and a backward pass that is no step: memory is kept low as in one."""
+        return self._heap.step()
+
+    def _run(self, batch: Batch) -> StepResult:
+        result = self.loss_of(batch)
         # The one wait for the device: a loss that is not finite must not reach the weights.
         loss = float(result.loss.detach())
         self._meter.forward_done()

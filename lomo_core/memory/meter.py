@@ -14,7 +14,6 @@ resident
 
 from __future__ import annotations
 
-import ctypes
 import resource
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from torch import nn
 
 from lomo_core.events import MemoryBytes
+from lomo_core.memory.allocator import find_live_heap_bytes
 from lomo_core.model import parameter_bytes
 from lomo_core.optim.fused import state_bytes
 from lomo_core.optim.protocol import RunOptimizer
@@ -34,19 +34,6 @@ _STATUS = Path("/proc/self/status")
 _RESET_PEAK = "5"
 # getrusage(2) reports kilobytes on Linux and bytes on macOS.
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
-
-
-# glibc's own names, mallinfo(3).
-_MALLINFO2_FIELDS = (
-    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
-    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
-)
-
-
-class _MallInfo2(ctypes.Structure):
-    """`struct mallinfo2` of glibc 2.33 and later, mallinfo(3)."""
-
-    _fields_ = tuple((name, ctypes.c_size_t) for name in _MALLINFO2_FIELDS)
 
 
 class Meter:
@@ -107,17 +94,7 @@ def live_bytes_function(device: torch.device) -> Any:
     """A function that returns the bytes alive on the device: exact on CUDA and glibc, always 0 elsewhere."""
     if device.type == "cuda":
         return lambda: torch.cuda.memory_allocated(device)
-    try:
-        mallinfo2 = ctypes.CDLL(None).mallinfo2
-    except (AttributeError, OSError):
-        return lambda: 0
-    mallinfo2.restype = _MallInfo2
-
-    def live() -> int:
-        info = mallinfo2()
-        return int(info.uordblks + info.hblkhd)
-
-    return live
+    return lambda: find_live_heap_bytes() or 0
 
 
 def reset_resident_peak() -> bool:

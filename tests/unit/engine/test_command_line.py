@@ -132,7 +132,8 @@ def test_the_allocators_environment_is_set_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(command_line.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
     command_line.restart_with_allocator_environment()
-    assert calls[0]["MALLOC_MMAP_THRESHOLD_"] == calls[0]["MALLOC_TRIM_THRESHOLD_"] == "1048576"
+    assert int(calls[0]["MALLOC_MMAP_THRESHOLD_"]) == 8 * 2**20
+    assert int(calls[0]["MALLOC_TRIM_THRESHOLD_"]) == 32 * 2**20
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1")
     command_line.restart_with_allocator_environment()
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_")
