@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from cli.commands import files, jobs, models
+from cli.commands.plan import plan
 from cli.errors import CliError
 from cli.output import printable, say, write_fields, write_json
 from cli.session import ApiKeyFile, OutputFormat, Session, Url, with_session
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
+app.command("plan")(with_session(plan))
 
 
 def _print_version(value: bool) -> None:

@@ -1,4 +1,4 @@
-"""The engine as a process: `python -m lomo_core train RUN_JSON | evaluate | inspect | convert`.
+"""The engine as a process: `python -m lomo_core train RUN_JSON | plan | evaluate | inspect | convert`.
 
 Exit codes are those of `errors.py`. A user's error is one line on stderr and a `failed` event, never a traceback; an
 unexpected error leaves its traceback on stderr, which the worker keeps, and exit code 1.
@@ -21,15 +21,16 @@ import traceback
 from collections.abc import MutableMapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
-from lomo_core.config import DataConfig, TrainConfig
+from lomo_core.config import DataConfig, OptimizerName, Precision, TrainConfig
 from lomo_core.death_watch import start_death_watch
 from lomo_core.errors import ConfigError, DiskFullError, EngineError
 from lomo_core.events import Failed
 from lomo_core.journal import Journal
+from lomo_core.memory.plan import Norm, Setting
 from lomo_core.model_folder import read_model_folder
 from lomo_core.stop import StopRequest
 from lomo_core.terminal import shown_in_terminal
@@ -38,8 +39,9 @@ THREADS = "LOMO_ENGINE_THREADS"
 _MALLOC = "MALLOC_MMAP_THRESHOLD_"
 # Tensors up to 8 MiB in the heap, 32 MiB of free memory at its top, and holes kept below a limit by
 # `memory/allocator.py`. Measured on SmolLM2 with activation checkpointing, peak above the weights and CPU seconds of a
-# step: 2 x 512 fp32 165 MiB and 15.3 s, bf16 115 and 8.5. With 1 MiB for both: 135 and 17.0, 101 and 10.7 (tensors mapped
-# one by one cost page faults). With glibc's own, which moves its threshold up to 32 MiB: 416 and 14.8, 167 and 8.2.
+# step: 2 x 512 fp32 165 MiB and 15.3 s, bf16 115 and 8.5. With 1 MiB for both: 135 and 17.0, 101 and 10.7 (tensors that
+# are mapped one by one cost page faults). With glibc's own, which raises its threshold up to 32 MiB: 416 and 14.8, 167
+# and 8.2.
 _MALLOC_ENVIRONMENT = {_MALLOC: str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
 _LIBRARY_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -61,19 +63,27 @@ def main(argv: list[str], environment: MutableMapping[str, str]) -> int:
     for name, value in _LIBRARY_ENVIRONMENT.items():
         environment.setdefault(name, value)
     try:
-        if arguments.command == "train":
-            return _train(Path(arguments.run_json), environment)
-        if arguments.command == "evaluate":
-            return _evaluate(arguments, environment)
-        if arguments.command == "convert":
-            return _convert(arguments, environment)
-        return _inspect(Path(arguments.model))
+        return _run_command(arguments, environment)
     except EngineError as error:
         sys.stderr.write(f"{error.message}\n")
         return error.exit_code
     except Exception:  # noqa: BLE001 - the engine's outermost boundary: the worker needs the traceback and the code
         traceback.print_exc()
         return EngineError.exit_code
+
+
+def _run_command(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
+    match arguments.command:
+        case "train":
+            return _train(Path(arguments.run_json), environment)
+        case "evaluate":
+            return _evaluate(arguments, environment)
+        case "convert":
+            return _convert(arguments, environment)
+        case "plan":
+            return _plan(arguments)
+        case _:
+            return _inspect(Path(arguments.model))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,6 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", required=True, help="file of chat rows or of choice rows")
     evaluate.add_argument("--max-seq-length", type=int, default=512, help="tokens per row (default 512)")
     evaluate.add_argument("--precision", choices=("bf16", "fp16", "fp32"), default="bf16")
+    plan = commands.add_parser("plan", help="print the memory of a run, from a model's config.json alone")
+    plan.add_argument("--config", required=True, help="config.json, or the folder that it is in")
+    plan.add_argument("--optimizer", choices=get_args(OptimizerName), default="lomo")
+    plan.add_argument("--precision", choices=get_args(Precision), default="bf16")
+    plan.add_argument("--batch-size", type=_at_least_one, default=1)
+    plan.add_argument("--max-seq-length", type=_at_least_one, default=512, help="tokens per row (default 512)")
+    plan.add_argument("--no-activation-checkpointing", action="store_true")
+    plan.add_argument("--norm", choices=get_args(Norm), default="one_pass", help="how clipping gets its norm")
+    plan.add_argument("--num-ranks", type=_at_least_one, default=1, help="devices that share the weights")
     inspect = commands.add_parser("inspect", help="check a model folder and print its facts")
     inspect.add_argument("--model", required=True, help="model folder")
     convert = commands.add_parser("convert", help="make a model folder of a GGUF file")
@@ -149,6 +168,28 @@ def _evaluate(arguments: argparse.Namespace, environment: MutableMapping[str, st
     found = evaluator.run(model, loss_of, step=0, check=stop.raise_if_requested)
     _print_json({name: getattr(found, name) for name in found.__slots__ if name != "step"})
     return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    setting = Setting(
+        optimizer=arguments.optimizer,
+        precision=arguments.precision,
+        batch_size=arguments.batch_size,
+        seq_length=arguments.max_seq_length,
+        activation_checkpointing=not arguments.no_activation_checkpointing,
+        norm=arguments.norm,
+        num_ranks=arguments.num_ranks,
+    )
+    command = importlib.import_module("lomo_core.plan_command")
+    _print_json(command.plan_config(Path(arguments.config), setting))
+    return 0
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
+    return number
 
 
 def _inspect(model: Path) -> int:

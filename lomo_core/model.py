@@ -118,6 +118,18 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     return max(lists, key=lambda blocks: sum(p.numel() for b in blocks for p in b.parameters()), default=[])
 
 
+def has_linear_head(model: Any) -> bool:
+    """Whether a model ends in a plain linear layer whose weight, where it is tied, is a plain embedding's.
+
+    That is what the head in blocks takes apart. What the model does after it is another question.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if model.base_model is model or type(head) is not nn.Linear or head.bias is not None:
+        return False
+    is_plain_lookup = type(embedding) is nn.Embedding and embedding.max_norm is None
+    return embedding.weight is not head.weight or (is_plain_lookup and not embedding.scale_grad_by_freq)
+
+
 def parameter_bytes(model: nn.Module) -> int:
     """Bytes of all parameters, each storage counted once."""
     storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}

@@ -28,6 +28,7 @@ from torch.nn import functional
 from lomo_core.data.batches import IGNORE, Batch
 from lomo_core.head import BatchLoss, accepted_arguments
 from lomo_core.memory.allocator import trim_heap
+from lomo_core.model import has_linear_head
 from lomo_core.oom import is_out_of_memory
 from lomo_core.optim.protocol import RunOptimizer
 
@@ -72,11 +73,7 @@ class VocabularyHead:
     @classmethod
     def find(cls, model: Any, optimizer: RunOptimizer | None) -> VocabularyHead | None:
         """The head of a model, or None where the model does more than multiply by the head's weight."""
-        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-        if model.base_model is model or type(head) is not nn.Linear or head.bias is not None:
-            return None
-        is_plain_lookup = type(embedding) is nn.Embedding and embedding.max_norm is None
-        if embedding.weight is head.weight and (not is_plain_lookup or embedding.scale_grad_by_freq):
+        if not has_linear_head(model):
             return None
         found = cls(model, optimizer)
         return found if found._agrees_with_model() else None
