@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DATA_DIR ?= var/lomo
 PORT ?= 8000
 
-.PHONY: install demo up test check bench bench-engine bench-quality clean
+.PHONY: install demo up test check bench bench-engine bench-memory bench-quality clean
 
 install: $(STAMP)
 
@@ -38,9 +38,12 @@ bench: $(STAMP)
 	$(BIN)/python -m bench.bench_ship
 	$(BIN)/python -m bench.bench_rounding
 
-# Options of both: make bench-engine ARGS=--help
+# Options of all three: make bench-engine ARGS=--help
 bench-engine: $(STAMP)
 	$(BIN)/python -m bench.bench_engine $(ARGS)
+
+bench-memory: $(STAMP)
+	$(BIN)/python -m bench.bench_memory $(ARGS)
 
 bench-quality: $(STAMP)
 	$(BIN)/python -m bench.bench_quality $(ARGS)

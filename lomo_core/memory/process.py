@@ -1,0 +1,47 @@
+"""From a plan's tensors to a process's memory on a CPU host: what the interpreter, the libraries and the heap add.
+
+    process = base + libraries + plan + holes
+
+- base: resident after the imports, before a model; 330 MB here.
+- libraries: code and tables that the first step of any model brings (oneDNN, MKL, generated kernels).
+- holes: free memory between what is in use. `allocator.HeapWatch` keeps it below a limit; small steps cannot fill it.
+
+The first two are measured once per host, by a step of a tiny model. Torch-free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lomo_core.memory.plan import Plan
+
+# allocator.py: the most that a step leaves in holes.
+_MOST_HOLES_BYTES = 56 * 2**20
+# Of what comes and goes in a step: the share that is in holes at the peak; between 0.1 and 1 in nine settings of
+# bench/bench_memory.py, where a share of the largest phase up to the limit was off by at most 38 MB.
+_HOLES_SHARE = 0.6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What a host adds to every run."""
+
+    base_bytes: int
+    libraries_bytes: int
+
+    @classmethod
+    def of_step(cls, *, base_bytes: int, process_peak_bytes: int, tiny: Plan) -> Calibration:
+        """From a step of a tiny model: what is left of its peak beside base, plan and holes is the libraries'."""
+        rest = process_peak_bytes - base_bytes - tiny.peak_bytes - holes_bytes(tiny)
+        return cls(base_bytes=base_bytes, libraries_bytes=max(0, rest))
+
+
+def process_peak_bytes(plan: Plan, calibration: Calibration) -> int:
+    """The largest resident set of a run's process."""
+    return calibration.base_bytes + calibration.libraries_bytes + plan.peak_bytes + holes_bytes(plan)
+
+
+def holes_bytes(plan: Plan) -> int:
+    """Free memory inside of the heap at a step's peak."""
+    moving = max(phase.bytes for phase in plan.phases)
+    return min(_MOST_HOLES_BYTES, round(_HOLES_SHARE * moving))
