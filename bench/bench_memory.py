@@ -1,8 +1,8 @@
 """Planned against measured memory: `make bench-memory`. A JSON line per setting, and a table with the worst last.
 
 Every setting is a training step in a process of its own (`memory_cell.py`), of models with random weights. Two figures
-are held against the plan: what torch's allocator had given out (bound 5 %), and the process's resident set (10 %), which
-also needs two figures of the host, taken from the first setting (`lomo_core/memory/process.py`).
+are held against the plan: what torch's allocator had given out (bound 5 %), and the process's resident set (10 %),
+which also needs two figures of the host, taken from the first setting (`lomo_core/memory/process.py`).
 """
 
 from __future__ import annotations
@@ -187,12 +187,12 @@ def judge(row: dict[str, Any], shapes: dict[str, ModelShapes], calibration: Cali
 
 def is_within(row: dict[str, Any]) -> bool:
     """Whether both errors are within their bounds."""
-    return abs(row["tensor_error"]) <= _TENSOR_BOUND and abs(row["process_error"]) <= _PROCESS_BOUND
+    return badness(row) <= 1
 
 
 def badness(row: dict[str, Any]) -> float:
     """How much of a bound is used, of the one that is used more."""
-    return max(abs(row["tensor_error"]) / _TENSOR_BOUND, abs(row["process_error"]) / _PROCESS_BOUND)
+    return max(abs(float(row["tensor_error"])) / _TENSOR_BOUND, abs(float(row["process_error"])) / _PROCESS_BOUND)
 
 
 def report(rows: list[dict[str, Any]], calibration: Calibration) -> str:
