@@ -1,4 +1,4 @@
-"""The engine as a process: `python -m lomo_core train RUN_JSON | plan | evaluate | inspect | convert`.
+"""The engine as a process: `python -m lomo_core train RUN_JSON | plan | shapes | evaluate | inspect | convert`.
 
 Exit codes are those of `errors.py`. A user's error is one line on stderr and a `failed` event, never a traceback; an
 unexpected error leaves its traceback on stderr, which the worker keeps, and exit code 1.
@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import platform
+import resource
 import sys
 import tempfile
 import traceback
@@ -43,6 +44,7 @@ _MALLOC = "MALLOC_MMAP_THRESHOLD_"
 # are mapped one by one cost page faults). With glibc's own, which raises its threshold up to 32 MiB: 416 and 14.8, 167
 # and 8.2.
 _MALLOC_ENVIRONMENT = {_MALLOC: str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
+_MOST_SHAPES_BYTES = 3 << 30
 _LIBRARY_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -82,6 +84,8 @@ def _run_command(arguments: argparse.Namespace, environment: MutableMapping[str,
             return _convert(arguments, environment)
         case "plan":
             return _plan(arguments)
+        case "shapes":
+            return _shapes(Path(arguments.config))
         case _:
             return _inspect(Path(arguments.model))
 
@@ -105,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--no-activation-checkpointing", action="store_true")
     plan.add_argument("--norm", choices=get_args(Norm), default="one_pass", help="how clipping gets its norm")
     plan.add_argument("--num-ranks", type=_at_least_one, default=1, help="devices that share the weights")
+    shapes = commands.add_parser("shapes", help="print what a plan needs to know of a model, as JSON")
+    shapes.add_argument("--config", required=True, help="config.json, or the folder that it is in")
     inspect = commands.add_parser("inspect", help="check a model folder and print its facts")
     inspect.add_argument("--model", required=True, help="model folder")
     convert = commands.add_parser("convert", help="make a model folder of a GGUF file")
@@ -182,6 +188,15 @@ def _plan(arguments: argparse.Namespace) -> int:
     )
     command = importlib.import_module("lomo_core.plan_command")
     _print_json(command.plan_config(Path(arguments.config), setting))
+    return 0
+
+
+def _shapes(config: Path) -> int:
+    # A configuration may come from a stranger and ask for a million layers. 0.6 GB is what one of 80 layers takes.
+    resource.setrlimit(resource.RLIMIT_DATA, (_MOST_SHAPES_BYTES, _MOST_SHAPES_BYTES))
+    shapes = importlib.import_module("lomo_core.memory.shapes")
+    read_config = importlib.import_module("lomo_core.plan_command").read_config
+    sys.stdout.write(shapes.read_shapes(read_config(config)).to_json() + "\n")
     return 0
 
 

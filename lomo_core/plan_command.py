@@ -73,7 +73,7 @@ def read_config(path: Path) -> Any:
         )
     try:
         config = transformers.AutoConfig.for_model(**raw)
-    except LOAD_ERRORS as error:
+    except (*LOAD_ERRORS, ArithmeticError) as error:
         raise ModelError(f"{file.name} cannot be used: {error}", param="model") from error
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(

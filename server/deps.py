@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData
 
 from jobs.db import UNREACHABLE
@@ -15,9 +15,11 @@ from jobs.keys import Principal
 from server.auth import check_origin, find_credential
 from server.errors import unauthenticated
 from server.json_body import parse_json
-from server.schemas import CreateJob
+from server.schemas import CreateJob, PlanRequest
 from server.services import Services
 from server.sse import Watcher
+
+Body = TypeVar("Body", bound=BaseModel)
 
 
 def get_services(request: Request) -> Services:
@@ -77,8 +79,22 @@ async def read_create_body(request: Request, _caller: Caller) -> CreateJob:
         InvalidRequestError: the body is not acceptable JSON.
         RequestValidationError: it does not fit the schema.
     """
+    return _validate(CreateJob, await request.body())
+
+
+async def read_plan_body(request: Request, _caller: Caller) -> PlanRequest:
+    """The body of a plan; see `read_create_body`.
+
+    Raises:
+        InvalidRequestError: the body is not acceptable JSON.
+        RequestValidationError: it does not fit the schema.
+    """
+    return _validate(PlanRequest, await request.body())
+
+
+def _validate(schema: type[Body], raw: bytes) -> Body:
     try:
-        return CreateJob.model_validate(parse_json(await request.body()))
+        return schema.model_validate(parse_json(raw))
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
         raise RequestValidationError(details) from error
@@ -91,4 +107,5 @@ async def read_upload_form(request: Request, _caller: Caller) -> AsyncIterator[F
 
 
 CreateBody = Annotated[CreateJob, Depends(read_create_body)]
+PlanBody = Annotated[PlanRequest, Depends(read_plan_body)]
 UploadForm = Annotated[FormData, Depends(read_upload_form)]

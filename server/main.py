@@ -16,12 +16,13 @@ from starlette.routing import BaseRoute, Mount
 from jobs.db import Database
 from jobs.dispatch import make_celery
 from jobs.migrate import head_revision
+from jobs.planning import ShapeCache
 from server import errors
 from server.auth import Authenticator
 from server.deps import authenticated
 from server.hub import Hub
 from server.middleware import BodyLimit, Gate, RequestContext
-from server.routes import files, health, hosts, jobs, models, pages, runs
+from server.routes import files, health, hosts, jobs, models, pages, plan, runs
 from server.services import Services
 from server.settings import ServerSettings
 
@@ -40,6 +41,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         broker=make_celery(settings.broker_url),
         authenticator=Authenticator(db),
         hub=Hub(db, settings),
+        shapes=ShapeCache(settings.data_dir / "shapes"),
         schema_revision=head_revision(),
     )
     app = FastAPI(
@@ -55,7 +57,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    for module in (files, jobs, runs, models, hosts, health, pages):
+    for module in (files, jobs, runs, models, hosts, plan, health, pages):
         # Flat, not nested, so that what guards a route can be seen on it.
         app.router.routes.extend(module.router.routes)
     app.mount("/assets", StaticFiles(directory=pages.DASHBOARD_DIR, check_dir=False))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from celery import Celery
 
 from jobs.db import Database
+from jobs.planning import ShapeCache
 from server.auth import Authenticator
 from server.hub import Hub
 from server.settings import ServerSettings
@@ -21,5 +22,6 @@ class Services:
     broker: Celery
     authenticator: Authenticator
     hub: Hub
+    shapes: ShapeCache
     schema_revision: str
     """The newest revision that this code knows."""

@@ -39,7 +39,7 @@ _DTYPES = (torch.bfloat16, torch.float32)
 _EAGER = "eager"
 # What a forward raises that looks at values, or takes other inputs than the executor's (mixtures of experts, state
 # spaces).
-_TRACE_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
+_TRACE_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
 
 
 class _Stub(nn.Module):
@@ -101,7 +101,7 @@ def _build(architecture: Any, dtype: torch.dtype) -> Any:
     try:
         with no_init_weights():
             model = auto_model.from_config(architecture, dtype=dtype)
-    except LOAD_ERRORS as error:
+    except (*LOAD_ERRORS, RuntimeError, ArithmeticError) as error:
         raise ModelError(f"the model cannot be built from its config.json: {error}", param="model") from error
     model.tie_weights()
     return model

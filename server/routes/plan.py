@@ -1,0 +1,101 @@
+"""`/v1/plan`: the memory that a run will take, before it is a job."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import replace
+from typing import get_args
+
+from fastapi import APIRouter, Depends
+
+from jobs import catalog, reads
+from jobs.errors import InvalidRequestError
+from jobs.planning import MAX_CONFIG_BYTES, to_setting
+from jobs.spec import JobSpec, LomoOptions
+from lomo_core.config import OptimizerName
+from lomo_core.memory.model_shapes import ModelShapes
+from lomo_core.memory.plan import Plan, Setting, plan
+from lomo_core.memory.process import TYPICAL, process_peak_bytes
+from server import schemas
+from server.deps import Caller, PlanBody, ServicesDep, authenticated
+from server.services import Services
+
+router = APIRouter(prefix="/v1/plan", dependencies=[Depends(authenticated)])
+
+
+@router.post("")
+def plan_run(body: PlanBody, caller: Caller, services: ServicesDep) -> schemas.Plan:
+    """Plan a run. The first plan of a model takes some seconds, further ones none."""
+    shapes = services.shapes.read(_config(body, services, organization_id=caller.organization_id))
+    options = body.lomo or LomoOptions()
+    default: int = JobSpec.model_fields["batch_size"].default
+    given = body.hyperparameters.batch_size if body.hyperparameters is not None else None
+    setting = to_setting(options, batch_size=given or default)
+    if shapes.max_seq_length is not None and setting.seq_length > shapes.max_seq_length:
+        raise InvalidRequestError(
+            f"The model takes {shapes.max_seq_length} tokens a row, not {setting.seq_length}: set max_seq_length to "
+            f"{shapes.max_seq_length} or less.",
+            param="lomo.max_seq_length",
+        )
+    return _describe(body.model, shapes, setting, services)
+
+
+def _config(body: schemas.PlanRequest, services: Services, *, organization_id: str) -> bytes:
+    """The model's configuration as JSON.
+
+    Raises:
+        InvalidRequestError: there is no such model here, or its configuration is too large.
+    """
+    if body.model is None:
+        raw = json.dumps(body.config, sort_keys=True).encode()
+    else:
+        source = catalog.resolve_model(services.db, services.settings, organization_id=organization_id, name=body.model)
+        if source.path is None:
+            raise InvalidRequestError(
+                f"{body.model} has not been downloaded yet: plan with its config.json in 'config'.", param="model"
+            )
+        with (source.path / "config.json").open("rb") as stream:
+            raw = stream.read(MAX_CONFIG_BYTES + 1)
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise InvalidRequestError(f"A model's configuration has at most {MAX_CONFIG_BYTES} bytes.", param="config")
+    return raw
+
+
+def _describe(name: str | None, shapes: ModelShapes, setting: Setting, services: Services) -> schemas.Plan:
+    found = plan(shapes, setting)
+    beside = {
+        optimizer: plan(shapes, replace(setting, optimizer=optimizer)).peak_bytes
+        for optimizer in get_args(OptimizerName)
+    }
+    figures = {key: value for key, value in dataclasses.asdict(found).items() if key not in ("phases", "host_bytes")}
+    return schemas.Plan(
+        model=name,
+        architecture=shapes.architecture,
+        num_parameters=shapes.num_parameters,
+        batch_size=setting.batch_size,
+        max_seq_length=setting.seq_length,
+        phases=[schemas.PlanPhase(**dataclasses.asdict(phase)) for phase in found.phases],
+        beside=beside,
+        fits=_fits(found, services),
+        **figures,
+    )
+
+
+def _fits(found: Plan, services: Services) -> list[schemas.Fit]:
+    """Each live host that has measured its memory."""
+    fits = []
+    for state in reads.list_hosts(services.db):
+        host = state.host
+        if not state.is_alive or host.available_bytes is None:
+            continue
+        needed = process_peak_bytes(found, TYPICAL) if host.device_kind == "cpu" else found.peak_bytes
+        fits.append(
+            schemas.Fit(
+                host=host.name,
+                device_bytes=host.available_bytes,
+                needed_bytes=needed,
+                ok=needed <= host.available_bytes,
+            )
+        )
+    return fits
