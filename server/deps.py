@@ -15,7 +15,8 @@ from jobs.keys import Principal
 from server.auth import check_origin, find_credential
 from server.errors import unauthenticated
 from server.json_body import parse_json
-from server.schemas import CreateJob, PlanRequest
+from server.plan_schemas import PlanRequest
+from server.schemas import CreateJob
 from server.services import Services
 from server.sse import Watcher
 

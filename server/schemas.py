@@ -7,7 +7,7 @@ Requests forbid unknown keys, so that a misspelt setting is an error and not a d
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,7 +18,6 @@ from pydantic import (
     StringConstraints,
     field_validator,
     model_serializer,
-    model_validator,
 )
 
 from jobs.errors import InvalidRequestError
@@ -42,11 +41,13 @@ def _none_for_auto(value: Any) -> Any:
     return None if value == "auto" else value
 
 
-class _Request(BaseModel):
+class Request(BaseModel):
+    """A body: unknown keys are errors, nothing is coerced."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Hyperparameters(_Request):
+class Hyperparameters(Request):
     """OpenAI's supervised hyperparameters; "auto" or absent: the server's default."""
 
     n_epochs: Annotated[int | None, Field(ge=1, le=50), BeforeValidator(_none_for_auto)] = None
@@ -56,13 +57,13 @@ class Hyperparameters(_Request):
     ] = None
 
 
-class Supervised(_Request):
+class Supervised(Request):
     """The settings of a supervised job."""
 
     hyperparameters: Hyperparameters | None = None
 
 
-class Method(_Request):
+class Method(Request):
     """How to train. The other methods of OpenAI's schema are known, to be refused with a reason."""
 
     type: Literal["supervised", "dpo", "reinforcement"]
@@ -71,7 +72,7 @@ class Method(_Request):
     reinforcement: Any = None
 
 
-class CreateJob(_Request):
+class CreateJob(Request):
     """The body of `POST /v1/fine_tuning/jobs`."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -453,62 +454,6 @@ class HostList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[Host]
-
-
-class PlanRequest(_Request):
-    """The body of `POST /v1/plan`: a model by name, or a bare `config.json`, and options as for a job."""
-
-    model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
-    config: dict[str, Any] | None = None
-    hyperparameters: Hyperparameters | None = None
-    lomo: LomoOptions | None = None
-
-    @model_validator(mode="after")
-    def _one_model(self) -> Self:
-        if (self.model is None) == (self.config is None):
-            raise ValueError("give either a model's name or its config")
-        return self
-
-
-class PlanPhase(BaseModel):
-    """The largest moment of a part of a step, beside parameters, optimizer state and buffers."""
-
-    name: str
-    activations_bytes: int
-    gradients_bytes: int
-    transient_bytes: int
-
-
-class Fit(BaseModel):
-    """Whether a live host can hold the run. On a CPU host the process itself comes on top."""
-
-    host: str
-    device_bytes: int
-    needed_bytes: int
-    ok: bool
-
-
-class Plan(BaseModel):
-    """The memory of a run, by plan. Gradients, activations and transients are each one's own largest value."""
-
-    object: Literal["plan"] = "plan"
-    model: str | None
-    architecture: str
-    num_parameters: int
-    batch_size: int
-    max_seq_length: int
-    parameters_bytes: int
-    gradients_bytes: int
-    optimizer_bytes: int
-    activations_bytes: int
-    transient_bytes: int
-    buffers_bytes: int
-    peak_bytes: int
-    peak_phase: str
-    phases: list[PlanPhase]
-    beside: dict[str, int]
-    """Peak of the same run under each optimizer."""
-    fits: list[Fit]
 
 
 class Attempt(BaseModel):

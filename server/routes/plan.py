@@ -17,7 +17,7 @@ from lomo_core.config import OptimizerName
 from lomo_core.memory.model_shapes import ModelShapes
 from lomo_core.memory.plan import Plan, Setting, plan
 from lomo_core.memory.process import TYPICAL, process_peak_bytes
-from server import schemas
+from server import plan_schemas
 from server.deps import Caller, PlanBody, ServicesDep, authenticated
 from server.services import Services
 
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/plan", dependencies=[Depends(authenticated)])
 
 
 @router.post("")
-def plan_run(body: PlanBody, caller: Caller, services: ServicesDep) -> schemas.Plan:
+def plan_run(body: PlanBody, caller: Caller, services: ServicesDep) -> plan_schemas.Plan:
     """Plan a run. The first plan of a model takes some seconds, further ones none."""
     shapes = services.shapes.read(_config(body, services, organization_id=caller.organization_id))
     options = body.lomo or LomoOptions()
@@ -41,7 +41,7 @@ def plan_run(body: PlanBody, caller: Caller, services: ServicesDep) -> schemas.P
     return _describe(body.model, shapes, setting, services)
 
 
-def _config(body: schemas.PlanRequest, services: Services, *, organization_id: str) -> bytes:
+def _config(body: plan_schemas.PlanRequest, services: Services, *, organization_id: str) -> bytes:
     """The model's configuration as JSON.
 
     Raises:
@@ -62,27 +62,27 @@ def _config(body: schemas.PlanRequest, services: Services, *, organization_id: s
     return raw
 
 
-def _describe(name: str | None, shapes: ModelShapes, setting: Setting, services: Services) -> schemas.Plan:
+def _describe(name: str | None, shapes: ModelShapes, setting: Setting, services: Services) -> plan_schemas.Plan:
     found = plan(shapes, setting)
     beside = {
         optimizer: plan(shapes, replace(setting, optimizer=optimizer)).peak_bytes
         for optimizer in get_args(OptimizerName)
     }
     figures = {key: value for key, value in dataclasses.asdict(found).items() if key not in ("phases", "host_bytes")}
-    return schemas.Plan(
+    return plan_schemas.Plan(
         model=name,
         architecture=shapes.architecture,
         num_parameters=shapes.num_parameters,
         batch_size=setting.batch_size,
         max_seq_length=setting.seq_length,
-        phases=[schemas.PlanPhase(**dataclasses.asdict(phase)) for phase in found.phases],
+        phases=[plan_schemas.PlanPhase(**dataclasses.asdict(phase)) for phase in found.phases],
         beside=beside,
         fits=_fits(found, services),
         **figures,
     )
 
 
-def _fits(found: Plan, services: Services) -> list[schemas.Fit]:
+def _fits(found: Plan, services: Services) -> list[plan_schemas.Fit]:
     """Each live host that has measured its memory."""
     fits = []
     for state in reads.list_hosts(services.db):
@@ -91,7 +91,7 @@ def _fits(found: Plan, services: Services) -> list[schemas.Fit]:
             continue
         needed = process_peak_bytes(found, TYPICAL) if host.device_kind == "cpu" else found.peak_bytes
         fits.append(
-            schemas.Fit(
+            plan_schemas.Fit(
                 host=host.name,
                 device_bytes=host.available_bytes,
                 needed_bytes=needed,

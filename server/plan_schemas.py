@@ -1,0 +1,66 @@
+"""Bodies of `/v1/plan`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, StringConstraints, model_validator
+
+from jobs.spec import LomoOptions
+from server.schemas import Hyperparameters, Request
+
+
+class PlanRequest(Request):
+    """The body of `POST /v1/plan`: a model by name, or a bare `config.json`, and options as for a job."""
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    config: dict[str, Any] | None = None
+    hyperparameters: Hyperparameters | None = None
+    lomo: LomoOptions | None = None
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if (self.model is None) == (self.config is None):
+            raise ValueError("give either a model's name or its config")
+        return self
+
+
+class PlanPhase(BaseModel):
+    """The largest moment of a part of a step, beside parameters, optimizer state and buffers."""
+
+    name: str
+    activations_bytes: int
+    gradients_bytes: int
+    transient_bytes: int
+
+
+class Fit(BaseModel):
+    """Whether a live host can hold the run. On a CPU host the process itself comes on top."""
+
+    host: str
+    device_bytes: int
+    needed_bytes: int
+    ok: bool
+
+
+class Plan(BaseModel):
+    """The memory of a run, by plan. Gradients, activations and transients are each one's own largest value."""
+
+    object: Literal["plan"] = "plan"
+    model: str | None
+    architecture: str
+    num_parameters: int
+    batch_size: int
+    max_seq_length: int
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    transient_bytes: int
+    buffers_bytes: int
+    peak_bytes: int
+    peak_phase: str
+    phases: list[PlanPhase]
+    beside: dict[str, int]
+    """Peak of the same run under each optimizer."""
+    fits: list[Fit]
