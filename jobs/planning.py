@@ -15,7 +15,7 @@ import threading
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from jobs.errors import InvalidRequestError
+from jobs.errors import BusyError, InvalidRequestError
 from jobs.spec import LomoOptions
 from lomo_core.errors import ModelError
 from lomo_core.memory.model_shapes import FORMAT, ModelShapes
@@ -26,6 +26,9 @@ MAX_CONFIG_BYTES = 1 << 20
 # Five seconds on a quiet machine, whatever the model's size; a configuration of absurd size is given up after these.
 _PATIENCE_S = 90.0
 _MAX_MESSAGE_CHARS = 500
+# Requests that may wait for a process, the one that has it included: each holds one of the server's 40 threads (anyio's
+# default), which others need.
+_MOST_WAITING = 4
 # What decides the shapes beside the configuration.
 _PACKAGES = ("torch", "transformers")
 
@@ -33,23 +36,30 @@ _PACKAGES = ("torch", "transformers")
 class ShapeCache:
     """Shapes by configuration, in a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, most_waiting: int = _MOST_WAITING) -> None:
         self._folder = folder
         self._lock = threading.Lock()
+        self._places = threading.BoundedSemaphore(most_waiting)
 
     def read(self, config: bytes) -> ModelShapes:
         """The shapes of the model that a `config.json` describes.
 
         Raises:
             InvalidRequestError: it describes none whose memory can be foreseen; the text says why.
+            BusyError: several other models are waited for already.
         """
         path = self._folder / f"{_key(config)}.json"
         found = _read(path)
         if found is not None:
             return found
-        with self._lock:
-            found = _read(path)
-            return self._make(config, path) if found is None else found
+        if not self._places.acquire(blocking=False):
+            raise BusyError("Other models are being read, a few seconds each: ask again in a minute.", param="model")
+        try:
+            with self._lock:
+                found = _read(path)
+                return self._make(config, path) if found is None else found
+        finally:
+            self._places.release()
 
     def _make(self, config: bytes, path: Path) -> ModelShapes:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -18,14 +18,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from jobs.db import UNREACHABLE
-from jobs.errors import InvalidRequestError, InvalidStateError, JobsError, NotFoundError
+from jobs.errors import BusyError, InvalidRequestError, InvalidStateError, JobsError, NotFoundError
 
 # Seconds: a restart of Postgres takes 0.1 to 2 s; the official client retries after as long as this says.
 _RETRY_AFTER_S = 2
 # A key of the request's body is named in the error; one that is longer was not written for people.
 _MAX_NAME_CHARS = 64
 
-_STATUS: dict[type[JobsError], int] = {NotFoundError: 404, InvalidRequestError: 400, InvalidStateError: 400}
+_STATUS: dict[type[JobsError], int] = {
+    NotFoundError: 404,
+    InvalidRequestError: 400,
+    InvalidStateError: 400,
+    BusyError: 429,
+}
 _STATUS_BY_CODE = {"file_too_large": 413}
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 415: "unsupported_media_type"}
 

@@ -68,8 +68,9 @@ def find_live_heap_bytes() -> int | None:
 class HeapWatch:
     """Keeps the holes in the heap of a model's training steps below a limit.
 
-    Asks before each block, also where it is made again in backward, and at large gradients. Does nothing where tensors
-    are not in the C library's heap, or the system cannot tell its holes.
+    Asks before each block in the forward pass, and at large gradients in the backward pass (a checkpointed block that
+    is made again does not run its hooks). Does nothing where tensors are not in the C library's heap, or the system
+    cannot tell its holes.
     """
 
     def __init__(self, model: nn.Module) -> None:

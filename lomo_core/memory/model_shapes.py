@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -142,12 +143,12 @@ class ModelShapes:
     @property
     def num_parameters(self) -> int:
         """Elements of all parameters."""
-        return sum(count * _numel(shape) for shape, count in self.parameters)
+        return sum(count * math.prod(shape) for shape, count in self.parameters)
 
     @property
     def largest_parameter(self) -> int:
         """Elements of the largest parameter."""
-        return max(_numel(shape) for shape, _ in self.parameters)
+        return max(math.prod(shape) for shape, _ in self.parameters)
 
     def find_traces(self, variant: Variant) -> Traces | None:
         """The traces of a variant, where the model was traced under it."""
@@ -179,13 +180,6 @@ class ModelShapes:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not the shapes of a model: {error}") from error
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _read_traces(raw: dict[str, Any]) -> Traces:

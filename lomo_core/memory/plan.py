@@ -8,6 +8,7 @@ inside of operators come on top. Torch-free.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -381,9 +382,7 @@ def optimizer_bytes(shapes: ModelShapes, setting: Setting) -> int:
 
 
 def _factored(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     if len(shape) < 2 or count == 0:
         return count
     return count // shape[-1] + count // shape[-2]

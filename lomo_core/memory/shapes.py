@@ -8,6 +8,7 @@ called with; then one block of each kind is traced by itself (`trace.py`), under
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from lomo_core.memory.trace import (
     fit_left,
     run_part,
 )
-from lomo_core.model import LOAD_ERRORS, has_linear_head
+from lomo_core.model import LOAD_ERRORS, find_blocks, has_linear_head
 
 # fp16 has bf16's sizes.
 _DTYPES = (torch.bfloat16, torch.float32)
@@ -113,7 +114,8 @@ class _Reader:
     def __init__(self, model: Any) -> None:
         self._model = model.train()
         self._body = model.base_model
-        self._parent, self._name, self._blocks = _find_blocks(model)
+        self._blocks = find_blocks(model)
+        self._parent, self._name = _find_list(model, self._blocks)
         self._order, self._kinds, self._examples = self._find_kinds()
 
     def traces(self, *, with_eager: bool) -> Iterator[Traces]:
@@ -162,8 +164,8 @@ class _Reader:
             BlockKind(
                 name=name,
                 count=order.count(index),
-                num_parameters=sum(map(_product, shapes)),
-                largest_parameter=max(map(_product, shapes)),
+                num_parameters=sum(map(math.prod, shapes)),
+                largest_parameter=max(map(math.prod, shapes)),
             )
             for index, (name, shapes, _) in enumerate(distinct)
         )
@@ -233,18 +235,13 @@ class _Reader:
             setattr(self._parent, self._name, real)
 
 
-def _find_blocks(model: Any) -> tuple[nn.Module, str, list[nn.Module]]:
-    """(parent, attribute, blocks): the list of modules that holds the most parameters."""
-    lists = [
-        (sum(parameter.numel() for parameter in child.parameters()), parent, name, list(child))
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.ModuleList) and len(child)
-    ]
-    if not lists:
-        raise _unfollowed("it has no list of blocks")
-    _, parent, name, blocks = max(lists, key=lambda found: found[0])
-    return parent, name, blocks
+def _find_list(model: Any, blocks: list[nn.Module]) -> tuple[nn.Module, str]:
+    """(module, attribute) of the list that holds the blocks."""
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ModuleList) and blocks and list(child) == blocks:
+                return parent, name
+    raise _unfollowed("it has no list of blocks")
 
 
 def _inputs(source: Tensor, *, padded: bool) -> dict[str, Any]:
@@ -308,10 +305,3 @@ def _counted(parameters: Sequence[Tensor]) -> tuple[tuple[tuple[int, ...], int],
         shape = tuple(parameter.shape)
         counts[shape] = counts.get(shape, 0) + 1
     return tuple(counts.items())
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

@@ -55,8 +55,13 @@ def _config(body: plan_schemas.PlanRequest, services: Services, *, organization_
             raise InvalidRequestError(
                 f"{body.model} has not been downloaded yet: plan with its config.json in 'config'.", param="model"
             )
-        with (source.path / "config.json").open("rb") as stream:
-            raw = stream.read(MAX_CONFIG_BYTES + 1)
+        try:
+            with (source.path / "config.json").open("rb") as stream:
+                raw = stream.read(MAX_CONFIG_BYTES + 1)
+        except OSError as error:
+            raise InvalidRequestError(
+                f"The folder of {body.model} holds no readable config.json.", code="invalid_model", param="model"
+            ) from error
     if len(raw) > MAX_CONFIG_BYTES:
         raise InvalidRequestError(f"A model's configuration has at most {MAX_CONFIG_BYTES} bytes.", param="config")
     return raw
