@@ -78,5 +78,5 @@ def _nearest_first(setting: Setting, fits: Callable[[Setting], bool]) -> Iterato
 
 def _largest(candidates: Sequence[Setting], fits: Callable[[Setting], bool]) -> Sequence[Setting]:
     """The last one of ever larger candidates that fits; none if the first does not."""
-    end = bisect_right(candidates, False, key=lambda candidate: not fits(candidate))
+    end = bisect_right(candidates, 0, key=lambda candidate: int(not fits(candidate)))
     return candidates[end - 1 : end] if end else ()
