@@ -15,6 +15,8 @@ from jobs.errors import InvalidRequestError
 from jobs.settings import JobsSettings
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+# A configuration has a few KB; the largest on record list quantised layers and have 500.
+MAX_CONFIG_BYTES = 1 << 20
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
@@ -49,6 +51,28 @@ def resolve_model(db: Database, settings: JobsSettings, *, organization_id: str,
         code="model_not_found",
         param="model",
     )
+
+
+def read_config(source: ModelSource, *, name: str) -> bytes | None:
+    """The model's `config.json`, for planning its memory; None where it is on the hub.
+
+    Raises:
+        InvalidRequestError: it cannot be read, or is too large to be one.
+    """
+    if source.path is None:
+        return None
+    try:
+        with (source.path / "config.json").open("rb") as stream:
+            raw = stream.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise InvalidRequestError(
+            f"The folder of {name} holds no readable config.json.", code="invalid_model", param="model"
+        ) from error
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise InvalidRequestError(
+            f"The config.json of {name} has more than {MAX_CONFIG_BYTES} bytes.", code="invalid_model", param="model"
+        )
+    return raw
 
 
 def base_models(settings: JobsSettings) -> Iterator[tuple[str, Path]]:

@@ -10,11 +10,16 @@ JobsError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class JobsError(Exception):
     """Base of the domain's errors: `code` in snake case, `param` the request field at fault or None."""
 
     code = "jobs_error"
+    details: Mapping[str, Any] | None = None
+    """More that a program can use; goes into the API's error object."""
 
     def __init__(self, message: str, *, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)

@@ -22,6 +22,7 @@ from jobs.errors import InvalidStateError, NotFoundError
 from jobs.ids import new_job_id, tuned_model_id
 from jobs.models import Attempt, Host, Job, ReaperState, TunedModel
 from jobs.placement import lock_next_job
+from jobs.planning import PlannedJob, describe_changes, gib
 from jobs.repository import Lease, NewEvent, append_events, lock_leased
 from jobs.spec import JobSpec
 from jobs.status import TERMINAL, TRANSITIONS, JobStatus
@@ -81,26 +82,26 @@ class HostReport:
     incarnation: str
     memory_bytes: int
     available_bytes: int | None = None
+    run_overhead_bytes: int | None = None
     device_kind: str | None = None
     devices: dict[str, Any]
     slots: int = 1
     """Jobs that it runs at once."""
 
 
-def submit(  # noqa: PLR0913 - a column each
+def submit(
     db: Database,
     *,
-    spec: JobSpec,
+    planned: PlannedJob,
     organization_id: str,
     api_key_id: str | None,
     metadata: dict[str, str],
-    plan: dict[str, Any] | None = None,
-    planned_bytes: int | None = None,
 ) -> Job:
     """Queue a job. The caller rings the doorbell (`dispatch.ring`) afterwards, never before the commit.
 
-    `planned_bytes` is the peak on the device by `plan`; without it any host may take the job.
+    Without a plan any host may take it.
     """
+    spec = planned.spec
     with db.transaction() as session:
         job = Job(
             id=new_job_id(),
@@ -110,8 +111,8 @@ def submit(  # noqa: PLR0913 - a column each
             spec=spec.model_dump(mode="json"),
             metadata_=metadata,
             priority=spec.lomo.priority,
-            plan=plan,
-            planned_bytes=planned_bytes,
+            plan=planned.plan,
+            planned_bytes=planned.planned_bytes,
         )
         session.add(job)
         session.flush()
@@ -121,7 +122,7 @@ def submit(  # noqa: PLR0913 - a column each
             0,
             [
                 NewEvent(message=f"Created fine-tuning job: {job.id}"),
-                NewEvent(message="Queued.", status=JobStatus.QUEUED),
+                NewEvent(message=_queued_message(planned), status=JobStatus.QUEUED, data=planned.plan),
             ],
         )
         session.refresh(job)
@@ -367,6 +368,18 @@ def reap(db: Database, *, every_s: float, lease_s: float, grace_s: float, policy
             host = (job.lease_owner or "").partition("/")[0]
             _lost(session, job, f"The worker on {host} has not been heard of", policy)
         return [job.id for job in rows]
+
+
+def _queued_message(planned: PlannedJob) -> str:
+    """With the memory that the job will take, and what was chosen by that."""
+    if planned.plan is None:
+        reason = planned.why_unplanned
+        return "Queued." if reason is None else f"Queued, its memory not planned: {reason}"
+    spec = planned.spec
+    values = {**dict(spec.lomo), "batch_size": spec.batch_size}
+    chosen: dict[str, Any] = {name: values[name] for name in spec.auto}
+    choice = f"; chosen by that: {describe_changes(chosen)}" if chosen else ""
+    return f"Queued. Planned memory: {gib(planned.plan['memory']['peak_bytes'])}{choice}."
 
 
 def _lost(session: Session, job: Job, reason: str, policy: RetryPolicy) -> None:

@@ -291,6 +291,8 @@ class Host(Base):
     """Of the host itself, cards not counted."""
     available_bytes: Mapped[int | None] = mapped_column(BigInteger)
     """What was free on the device when the worker started: all that its jobs may need together. None: not measured."""
+    run_overhead_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """What each run takes of them beside its plan: on a CPU host the process around it. None: nothing known."""
     device_kind: Mapped[str | None]
     """`cuda` or `cpu`: where its engines compute, and which memory `available_bytes` is of."""
     devices: Mapped[dict[str, Any]]

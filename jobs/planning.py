@@ -1,129 +1,164 @@
-"""The shapes of a model for planning its memory: made once per configuration by the engine, kept as a file.
+"""What memory a job takes, before it is one: its plan, what "auto" stands for, and what to do where it does not fit.
 
-Reading them takes torch, so a process of its own does it (`python -m lomo_core shapes`); what comes back is JSON, and
-the arithmetic on it needs no torch. One process at a time: each takes some seconds of a core and 500 MB.
+A run takes its plan's bytes and, on a CPU host, the process around them (`run_overhead_bytes` of the host). The largest
+live host decides what fits: another one may be free earlier, but no host will be larger.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
-import tempfile
-import threading
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from jobs.errors import BusyError, InvalidRequestError
-from jobs.spec import LomoOptions
-from lomo_core.errors import ModelError
-from lomo_core.memory.model_shapes import FORMAT, ModelShapes
-from lomo_core.memory.plan import Setting
+from jobs.errors import InvalidRequestError
+from jobs.spec import Choosable, JobSpec, LomoOptions
+from lomo_core.memory.fit import Fitting, largest_that_fits, nearest_that_fits
+from lomo_core.memory.model_shapes import ModelShapes
+from lomo_core.memory.plan import Plan, Setting, plan
 
-# A configuration has a few KB; the largest on record list quantised layers and have 500.
-MAX_CONFIG_BYTES = 1 << 20
-# Five seconds on a quiet machine, whatever the model's size; a configuration of absurd size is given up after these.
-_PATIENCE_S = 90.0
-_MAX_MESSAGE_CHARS = 500
-# Requests that may wait for a process, the one that has it included: each holds one of the server's 40 threads (anyio's
-# default), which others need.
-_MOST_WAITING = 4
-# What decides the shapes beside the configuration.
-_PACKAGES = ("torch", "transformers")
+CATEGORIES = ("parameters", "gradients", "optimizer", "activations")
+# What a run's setting is called in a request.
+_NAMES = {
+    "batch_size": "batch_size",
+    "activation_checkpointing": "activation_checkpointing",
+    "seq_length": "max_seq_length",
+    "optimizer": "optimizer",
+}
 
 
-class ShapeCache:
-    """Shapes by configuration, in a folder."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What the largest host can give to one run."""
 
-    def __init__(self, folder: Path, *, most_waiting: int = _MOST_WAITING) -> None:
-        self._folder = folder
-        self._lock = threading.Lock()
-        self._places = threading.BoundedSemaphore(most_waiting)
+    host: str
+    available_bytes: int
+    overhead_bytes: int
+    """What a run takes there beside its plan."""
 
-    def read(self, config: bytes) -> ModelShapes:
-        """The shapes of the model that a `config.json` describes.
-
-        Raises:
-            InvalidRequestError: it describes none whose memory can be foreseen; the text says why.
-            BusyError: several other models are waited for already.
-        """
-        path = self._folder / f"{_key(config)}.json"
-        found = _read(path)
-        if found is not None:
-            return found
-        if not self._places.acquire(blocking=False):
-            raise BusyError("Other models are being read, a few seconds each: ask again in a minute.", param="model")
-        try:
-            with self._lock:
-                found = _read(path)
-                return self._make(config, path) if found is None else found
-        finally:
-            self._places.release()
-
-    def _make(self, config: bytes, path: Path) -> ModelShapes:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            file = Path(folder) / "config.json"
-            file.write_bytes(config)
-            text = _ask_engine(file)
-            shapes = ModelShapes.from_json(text)
-            part = Path(folder) / "shapes.json"
-            part.write_text(text, encoding="utf-8")
-            part.replace(path)
-        return shapes
+    @property
+    def capacity_bytes(self) -> int:
+        """The largest plan that fits."""
+        return self.available_bytes - self.overhead_bytes
 
 
-def to_setting(options: LomoOptions, *, batch_size: int) -> Setting:
-    """What of a job's options decides its memory. Rows are taken to be of different lengths, each token to have a loss,
-    and the exact norm to come from a second backward pass: the most that the engine may choose."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedJob:
+    """A job with every "auto" replaced, and the memory that it takes, where that can be told."""
+
+    spec: JobSpec
+    planned_bytes: int | None = None
+    """The plan's peak."""
+    plan: dict[str, Any] | None = None
+    """For the job's row: `memory`, bytes by category as the meter measures them, and the `setting` planned."""
+    why_unplanned: str | None = None
+
+
+class WontFitError(InvalidRequestError):
+    """No host can hold the run; `details` has its plan and the nearest setting that fits."""
+
+    code = "wont_fit"
+
+    def __init__(self, found: Fitting, nearest: Fitting | None, room: Room) -> None:
+        changes = {} if nearest is None else changed_options(found.setting, nearest.setting)
+        super().__init__(_wont_fit_text(found, nearest, room, changes))
+        self.details = {
+            "host": {"name": room.host, "available_bytes": room.available_bytes, "overhead_bytes": room.overhead_bytes},
+            "plan": memory_by_category(found.plan, overhead_bytes=room.overhead_bytes),
+            "nearest": None
+            if nearest is None
+            else {**changes, "peak_bytes": nearest.plan.peak_bytes + room.overhead_bytes},
+        }
+
+
+def plan_job(shapes: ModelShapes, spec: JobSpec, room: Room | None) -> PlannedJob:
+    """Plan a job, choosing what its `auto` names. Without any host to fit, "auto" means the defaults.
+
+    Raises:
+        WontFitError: no setting that was left to choose fits.
+    """
+    setting = to_setting(spec.lomo, batch_size=spec.batch_size, model_length=shapes.max_seq_length)
+    chosen = choose(shapes, setting, spec.auto, room)
+    if chosen is None:
+        assert room is not None
+        nearest = nearest_that_fits(shapes, setting, room.capacity_bytes)
+        raise WontFitError(Fitting(setting, plan(shapes, setting)), nearest, room)
+    found = plan(shapes, chosen)
+    options = spec.lomo.model_copy(update={"activation_checkpointing": chosen.activation_checkpointing})
+    return PlannedJob(
+        spec=spec.model_copy(update={"batch_size": chosen.batch_size, "lomo": options}),
+        planned_bytes=found.peak_bytes,
+        plan={
+            "memory": memory_by_category(found, overhead_bytes=0 if room is None else room.overhead_bytes),
+            "setting": dataclasses.asdict(chosen),
+        },
+    )
+
+
+def choose(shapes: ModelShapes, setting: Setting, auto: Sequence[Choosable], room: Room | None) -> Setting | None:
+    """The setting with what `auto` names chosen; as it is without a host to fit. None where nothing fits."""
+    if room is None:
+        return setting
+    found = largest_that_fits(
+        shapes,
+        setting,
+        room.capacity_bytes,
+        auto_batch="batch_size" in auto,
+        auto_checkpointing="activation_checkpointing" in auto,
+    )
+    return None if found is None else found.setting
+
+
+def to_setting(options: LomoOptions, *, batch_size: int, model_length: int | None = None) -> Setting:
+    """What of a job's options decides its memory. Rows are taken to be as long as they may be (by the options, and by
+    the model's positions), of different lengths, each token to have a loss, and the exact norm to come from a second
+    backward pass: the most that the engine may choose."""
     needs_norm = options.precision == "fp16" or options.clip.mode == "norm"
     return Setting(
         optimizer=options.optimizer,
         precision=options.precision,
         batch_size=batch_size,
-        seq_length=options.max_seq_length,
+        seq_length=min(options.max_seq_length, model_length or options.max_seq_length),
         activation_checkpointing=options.activation_checkpointing,
         norm="second_backward" if needs_norm and options.optimizer in ("lomo", "adalomo") else "one_pass",
         rounding=options.rounding or "stochastic",
     )
 
 
-def _ask_engine(config: Path) -> str:
-    command = [sys.executable, "-P", "-m", "lomo_core", "shapes", "--config", str(config)]
-    # The service's own settings hold the database's password.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LOMO_")}
-    try:
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False, env=environment
-        )
-    except subprocess.TimeoutExpired as error:
-        raise InvalidRequestError(
-            f"The model's memory could not be foreseen within {_PATIENCE_S:.0f} s.", code="invalid_model", param="model"
-        ) from error
-    if result.returncode == 0:
-        return result.stdout
-    message = "The model cannot be built from its configuration"
-    if result.returncode == ModelError.exit_code:
-        message = " ".join(result.stderr.split())[:_MAX_MESSAGE_CHARS].rstrip(".")
-    raise InvalidRequestError(f"{message[:1].upper()}{message[1:]}.", code=ModelError.code, param="model")
+def memory_by_category(found: Plan, *, overhead_bytes: int) -> dict[str, int]:
+    """A plan in the meter's categories (lomo_core/events.py, MemoryBytes): `other` is the rest of the peak."""
+    parts = {f"{name}_bytes": getattr(found, f"{name}_bytes") for name in CATEGORIES}
+    peak = found.peak_bytes + overhead_bytes
+    return {**parts, "other_bytes": max(0, peak - sum(parts.values())), "peak_bytes": peak}
 
 
-def _key(config: bytes) -> str:
-    about = [str(FORMAT), *(f"{name} {_version(name)}" for name in _PACKAGES)]
-    return hashlib.sha256("\n".join(about).encode() + b"\n" + config).hexdigest()
+def changed_options(before: Setting, after: Setting) -> dict[str, Any]:
+    """What differs between two settings, by the request's names."""
+    return {
+        name: getattr(after, field) for field, name in _NAMES.items() if getattr(after, field) != getattr(before, field)
+    }
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
+def _wont_fit_text(found: Fitting, nearest: Fitting | None, room: Room, changes: dict[str, Any]) -> str:
+    memory = memory_by_category(found.plan, overhead_bytes=room.overhead_bytes)
+    rows = [(name.removesuffix("_bytes"), gib(value)) for name, value in memory.items()]
+    width = max(len(name) for name, _ in rows)
+    table = "\n".join(f"  {name:<{width}}  {value:>10}" for name, value in rows)
+    head = f"This run does not fit: it needs {gib(memory['peak_bytes'])}, and the largest host, {room.host}, has "
+    if nearest is None:
+        advice = "No batch size and no length of rows makes it fit: take a smaller model, or a larger host."
+    else:
+        peak = nearest.plan.peak_bytes + room.overhead_bytes
+        advice = f"The nearest setting that fits: {describe_changes(changes)} ({gib(peak)})."
+    return f"{head}{gib(room.available_bytes, up=False)}.\n{table}\n{advice}"
 
 
-def _read(path: Path) -> ModelShapes | None:
-    """What is kept there; a file that another version wrote is made anew."""
-    try:
-        return ModelShapes.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+def describe_changes(changes: Mapping[str, Any]) -> str:
+    """`batch_size 2, activation_checkpointing true`."""
+    return ", ".join(f"{name} {str(value).lower()}" for name, value in changes.items())
+
+
+def gib(num_bytes: int, *, up: bool = True) -> str:
+    """Bytes in GiB to a hundredth, what is needed rounded up and what there is down, so that they never look equal."""
+    hundredths = num_bytes * 100 / 2**30
+    return f"{(-(-hundredths // 1) if up else hundredths // 1) / 100:.2f} GiB"

@@ -18,6 +18,7 @@ from jobs.db import Database
 from jobs.errors import NotFoundError
 from jobs.ids import parse_event_id
 from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Host, Job, ReaperState, TunedModel
+from jobs.planning import Room
 from jobs.status import JobStatus
 
 ALIVE_WITHIN_S = 60.0
@@ -366,7 +367,11 @@ class HostState:
         """What its running jobs leave of its memory by plan; None where it has measured none."""
         if self.host.available_bytes is None:
             return None
-        return max(0, self.host.available_bytes - sum(job.planned_bytes or 0 for job in self.running))
+        return max(0, self.host.available_bytes - sum(self.needed_bytes(job.planned_bytes) for job in self.running))
+
+    def needed_bytes(self, planned_bytes: int | None) -> int:
+        """What a run takes here; a job without a plan counts as 0."""
+        return 0 if planned_bytes is None else planned_bytes + (self.host.run_overhead_bytes or 0)
 
     @property
     def has_free_slot(self) -> bool:
@@ -390,13 +395,25 @@ def list_hosts(db: Database, *, alive_within_s: float = ALIVE_WITHIN_S) -> list[
     return list(states.values())
 
 
-def largest_capacity(db: Database, *, alive_within_s: float = ALIVE_WITHIN_S) -> int | None:
-    """The most memory that any live host can give to one job, in bytes; None where there is no such host.
+def largest_room(db: Database, *, alive_within_s: float = ALIVE_WITHIN_S) -> Room | None:
+    """What the live host with the most memory for one run has; None where there is none that has measured it.
 
     A job that needs more can be held by none of them, however long it waits.
     """
+    overhead = func.coalesce(Host.run_overhead_bytes, 0)
+    query = (
+        select(Host.name, Host.available_bytes, overhead)
+        .where(_is_alive(alive_within_s), Host.available_bytes.is_not(None))
+        .order_by((Host.available_bytes - overhead).desc(), Host.name)
+        .limit(1)
+    )
     with db.read() as session:
-        return session.scalar(select(func.max(Host.available_bytes)).where(_is_alive(alive_within_s)))
+        row = session.execute(query).one_or_none()
+    if row is None:
+        return None
+    name, available_bytes, overhead_bytes = row
+    assert available_bytes is not None
+    return Room(host=name, available_bytes=available_bytes, overhead_bytes=overhead_bytes)
 
 
 def num_live_hosts(db: Database, *, alive_within_s: float = ALIVE_WITHIN_S) -> int:

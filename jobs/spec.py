@@ -83,8 +83,8 @@ class ParamGroup(_Spec):
     """None: the job's."""
 
 
-class LomoOptions(_Spec):
-    """The engine's options: the `lomo` object of a job."""
+class _CommonOptions(_Spec):
+    """The options that are given as they are used."""
 
     optimizer: OptimizerName = "lomo"
     """`sgd` and `adamw` are torch's own, to compare with: they need memory for all gradients, and AdamW for moments."""
@@ -104,15 +104,12 @@ class LomoOptions(_Spec):
     """The first group whose pattern matches takes a parameter."""
     frozen: list[Glob] = Field(default=[], max_length=_MAX_PATTERNS)
     """Parameters that are not trained; taken before any group."""
-    activation_checkpointing: bool = True
     max_seq_length: int = Field(default=512, ge=8, le=1_048_576)
     """Tokens; longer rows are cut and counted."""
     packing: bool = False
     """Several rows in one sequence, which do not see each other; `batch_size` then counts sequences."""
     train_on: TrainOn = "assistant"
-    devices: Literal[1] = 1
     nodes: Literal[1] = 1
-    offload: Literal["none"] = "none"
     checkpoint_every_steps: int = Field(default=100, ge=0, le=1_000_000_000)
     """0: no checkpoint before the final model."""
     keep_checkpoints: int = Field(default=2, ge=1, le=1000)
@@ -141,8 +138,41 @@ class LomoOptions(_Spec):
         return {**data, **{key: value for key, value in defaults.items() if data.get(key) is None}}
 
 
+class LomoOptions(_CommonOptions):
+    """The engine's options as used: the `lomo` object of a job."""
+
+    activation_checkpointing: bool = True
+    """Blocks are computed again in the backward pass, so that what they would keep need not be: a third more time."""
+    devices: Literal[1] = 1
+    offload: Literal["none"] = "none"
+
+
+Auto = Literal["auto"]
+
+
+class RequestedOptions(_CommonOptions):
+    """The same as asked for: what "auto" stands at is chosen by the plan of the run's memory."""
+
+    activation_checkpointing: bool | Auto = True
+    """Blocks are computed again in the backward pass; "auto": where it does not fit otherwise."""
+    devices: Literal[1] | Auto = 1
+    offload: Literal["none"] | Auto = "none"
+
+    def resolve(self) -> tuple[LomoOptions, list[Choosable]]:
+        """The options to begin with, defaults in place of "auto", and the names of those that are to be chosen."""
+        given = dict(self)
+        chosen: list[Choosable] = [name for name in get_args(Choosable) if given.get(name) == "auto"]
+        return LomoOptions(**{key: value for key, value in given.items() if key not in chosen}), chosen
+
+
+Choosable = Literal["batch_size", "activation_checkpointing", "devices", "offload"]
+"""What the plan of a run's memory may choose."""
+
 Format = Literal["auto", "plain"]
 """Of an uploaded file: rows, the first of which says what they are, or plain text."""
+
+
+DEFAULT_BATCH_SIZE = 4
 
 
 class JobSpec(_Spec):
@@ -156,10 +186,12 @@ class JobSpec(_Spec):
     suffix: str | None = None
     seed: int = Field(ge=0, le=2_147_483_647)
     n_epochs: int = Field(default=1, ge=1, le=50)
-    batch_size: int = Field(default=4, ge=1, le=256)
+    batch_size: int = Field(default=DEFAULT_BATCH_SIZE, ge=1, le=256)
     learning_rate_multiplier: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Multiplies `lomo.learning_rate`."""
     lomo: LomoOptions = Field(default_factory=LomoOptions)
+    auto: list[Choosable] = []
+    """What was left to the plan of the run's memory; the values chosen stand in their places."""
 
 
 def _none_if_wrong(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:

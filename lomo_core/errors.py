@@ -6,6 +6,7 @@ therefore has a stable `code` (the API's `error.code`) and an `exit_code`, one t
 EngineError                  1   engine_error            unexpected: a defect of the engine
   ConfigError               10   invalid_hyperparameters a field of the run's specification is wrong
   ModelError                11   invalid_model           the base model cannot be used
+    UnforeseenModelError    18   unforeseen_model        what memory it takes cannot be told beforehand
   DataError                 12   invalid_training_file   the data cannot be used
   OutOfMemoryError          14   out_of_memory
   DivergedError             15   diverged                the loss stayed non-finite
@@ -43,6 +44,13 @@ class ModelError(EngineError):
 
     code = "invalid_model"
     exit_code = 11
+
+
+class UnforeseenModelError(ModelError):
+    """The model can be trained, but what memory that takes cannot be told from its configuration."""
+
+    code = "unforeseen_model"
+    exit_code = 18
 
 
 class DataError(EngineError):
@@ -97,6 +105,7 @@ EXIT_CODES: dict[int, type[EngineError]] = {
         EngineError,
         ConfigError,
         ModelError,
+        UnforeseenModelError,
         DataError,
         OutOfMemoryError,
         DivergedError,

@@ -7,7 +7,6 @@ more than one step: seconds per step is wall-clock time over the last 50 steps o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +15,7 @@ from jobs import reads
 from jobs.db import Database
 from jobs.ids import event_id, tuned_model_id
 from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Job, TunedModel
+from jobs.planning import gib
 from jobs.reads import HostState, JobDetails
 from jobs.settings import JobsSettings
 from jobs.spec import ForeignSpec, JobSpec, read_stored
@@ -125,6 +125,7 @@ def describe_host(state: HostState, *, organization_id: str) -> schemas.Host:
         devices=host.devices,
         memory_bytes=host.memory_bytes,
         available_bytes=host.available_bytes,
+        run_overhead_bytes=host.run_overhead_bytes,
         free_bytes=state.free_bytes,
         slots=host.slots,
         running_jobs=[job.id for job in state.running if job.organization_id == organization_id],
@@ -141,14 +142,17 @@ def waiting_for(job: Job, hosts: Sequence[HostState]) -> str | None:
     alive = [state for state in hosts if state.is_alive]
     if not alive:
         return "worker: no worker host is alive; start one."
-    needed = job.planned_bytes or 0
-    largest = max(state.host.available_bytes or 0 for state in alive)
-    if needed > largest:
-        return f"memory: needs {_gib(needed, up=True)}, and no host is large enough: the largest has {_gib(largest)}."
-    free = max(state.free_bytes or 0 for state in alive)
-    if needed > free:
-        return f"memory: needs {_gib(needed, up=True)}, the largest free host has {_gib(free)}."
-    if not any(state.has_free_slot for state in alive if needed <= (state.free_bytes or 0)):
+    large = [state for state in alive if state.needed_bytes(job.planned_bytes) <= (state.host.available_bytes or 0)]
+    if not large:
+        state = max(alive, key=lambda state: (state.host.available_bytes or 0) - state.needed_bytes(job.planned_bytes))
+        needed, largest = state.needed_bytes(job.planned_bytes), state.host.available_bytes or 0
+        return f"memory: needs {gib(needed)}, and no host is large enough: the largest has {gib(largest, up=False)}."
+    free = [state for state in large if state.needed_bytes(job.planned_bytes) <= (state.free_bytes or 0)]
+    if not free:
+        state = max(large, key=lambda state: (state.free_bytes or 0) - state.needed_bytes(job.planned_bytes))
+        needed = state.needed_bytes(job.planned_bytes)
+        return f"memory: needs {gib(needed)}, the largest free host has {gib(state.free_bytes or 0, up=False)}."
+    if not any(state.has_free_slot for state in free):
         return "slot: every host with room for it runs as many jobs as it may."
     return None
 
@@ -197,13 +201,15 @@ def _lomo(
     state = _run_state(job, details, left_s=left_s, settings=settings)
     if isinstance(spec, JobSpec):
         # Not model_dump: the nested options stay objects.
-        return schemas.JobLomo(**dict(spec.lomo), **state)
+        return schemas.JobLomo(**dict(spec.lomo), auto=spec.auto, **state)
     return schemas.ForeignLomo(**{**(spec.lomo or {}), **state, "unreadable": spec.unreadable})
 
 
 def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings: JobsSettings) -> dict[str, Any]:
     """The fields of `schemas.RunState`."""
     run = job.run or {}
+    # What the engine planned for the data is nearer to the truth than what was planned at the job's creation.
+    planned = run.get("planned") or (job.plan or {}).get("memory")
     owner = job.lease_owner or details.owner
     return {
         "attempt": job.attempt,
@@ -222,9 +228,10 @@ def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings:
         "device": run.get("device"),
         "device_bytes": run.get("device_bytes"),
         "memory": schemas.Memory(
+            planned=planned,
             measured=job.memory,
             measured_peak_bytes=(job.memory or {}).get("peak_bytes"),
-            planned_peak_bytes=job.planned_bytes,
+            planned_peak_bytes=(planned or {}).get("peak_bytes"),
         ),
         "evaluations": [describe_evaluation(evaluation) for evaluation in details.evaluations],
         "weights_sha256": job.weights_sha256,
@@ -235,12 +242,6 @@ def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings:
 
 def _host(owner: str) -> str:
     return owner.partition("/")[0]
-
-
-def _gib(num_bytes: int, *, up: bool = False) -> str:
-    """Bytes in GiB, rounded down or `up` to a tenth: so what is needed never looks like what there is."""
-    tenths = num_bytes * 10 / 2**30
-    return f"{(math.ceil(tenths) if up else math.floor(tenths)) / 10:.1f} GiB"
 
 
 def _unix(moment: datetime) -> int:

@@ -51,6 +51,7 @@ class ApiError(Exception):
         code: str,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -58,6 +59,7 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.headers = headers or {}
+        self.details = details or {}
 
 
 def unauthenticated(message: str) -> ApiError:
@@ -82,7 +84,9 @@ def error_response(error: ApiError) -> Response:
         kind = "server_error"
     else:
         kind = "rate_limit_error" if error.status == 429 else "invalid_request_error"
-    body = {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    body = {
+        "error": {**error.details, "message": error.message, "type": kind, "param": error.param, "code": error.code}
+    }
     return Response(orjson.dumps(body), error.status, dict(error.headers), media_type="application/json")
 
 
@@ -123,8 +127,9 @@ def _handle_api_error(_request: Request, error: ApiError) -> Response:
 
 
 def _handle_jobs_error(_request: Request, error: JobsError) -> Response:
-    status = _STATUS_BY_CODE.get(error.code) or _STATUS[type(error)]
-    return error_response(ApiError(status, error.message, code=error.code, param=error.param))
+    kind = next(kind for kind in type(error).__mro__ if kind in _STATUS)
+    status = _STATUS_BY_CODE.get(error.code) or _STATUS[kind]
+    return error_response(ApiError(status, error.message, code=error.code, param=error.param, details=error.details))
 
 
 def _handle_validation_error(_request: Request, error: RequestValidationError) -> Response:

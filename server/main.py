@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Mount
 from jobs.db import Database
 from jobs.dispatch import make_celery
 from jobs.migrate import head_revision
-from jobs.planning import ShapeCache
+from jobs.shape_cache import ShapeCache
 from server import errors
 from server.auth import Authenticator
 from server.deps import authenticated

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, StringConstraints, model_validator
 
-from jobs.spec import LomoOptions
+from jobs.spec import Choosable, RequestedOptions
 from server.schemas import Hyperparameters, Request
 
 
@@ -16,7 +16,7 @@ class PlanRequest(Request):
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
     config: dict[str, Any] | None = None
     hyperparameters: Hyperparameters | None = None
-    lomo: LomoOptions | None = None
+    lomo: RequestedOptions | None = None
 
     @model_validator(mode="after")
     def _one_model(self) -> Self:
@@ -35,7 +35,7 @@ class PlanPhase(BaseModel):
 
 
 class Fit(BaseModel):
-    """Whether a live host can hold the run. On a CPU host the process itself comes on top."""
+    """Whether a live host can hold the run; what it needs there includes, on a CPU host, the process itself."""
 
     host: str
     device_bytes: int
@@ -52,6 +52,9 @@ class Plan(BaseModel):
     num_parameters: int
     batch_size: int
     max_seq_length: int
+    activation_checkpointing: bool
+    auto: list[Choosable]
+    """What was left to choose; the values chosen stand in their places."""
     parameters_bytes: int
     gradients_bytes: int
     optimizer_bytes: int

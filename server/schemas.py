@@ -22,7 +22,7 @@ from pydantic import (
 
 from jobs.errors import InvalidRequestError
 from jobs.run_config import check_options
-from jobs.spec import JobSpec, LomoOptions
+from jobs.spec import Choosable, JobSpec, LomoOptions, RequestedOptions
 
 # OpenAI's limits of `metadata`: 16 pairs, 64 characters per key, 512 per value.
 Metadata = Annotated[
@@ -48,7 +48,7 @@ class Request(BaseModel):
 
 
 class Hyperparameters(Request):
-    """OpenAI's supervised hyperparameters; "auto" or absent: the server's default."""
+    """OpenAI's supervised hyperparameters; "auto" or absent: the server's default, of `batch_size` at most that."""
 
     n_epochs: Annotated[int | None, Field(ge=1, le=50), BeforeValidator(_none_for_auto)] = None
     batch_size: Annotated[int | None, Field(ge=1, le=256), BeforeValidator(_none_for_auto)] = None
@@ -85,7 +85,7 @@ class CreateJob(Request):
     hyperparameters: Hyperparameters | None = None
     """Deprecated by OpenAI in favour of `method`, still sent by older clients."""
     method: Method | None = None
-    lomo: LomoOptions | None = None
+    lomo: RequestedOptions | None = None
 
     @field_validator("suffix")
     @classmethod
@@ -95,7 +95,7 @@ class CreateJob(Request):
         return value
 
     def to_spec(self) -> JobSpec:
-        """The job to do, with every default filled in and "auto" replaced by the number used.
+        """The job to do, with every default filled in; `auto` names what the plan of its memory is to choose.
 
         Raises:
             InvalidRequestError: a part of OpenAI's schema that is not supported, hyperparameters in two places, or
@@ -110,13 +110,17 @@ class CreateJob(Request):
             raise _unsupported("A supervised job has no settings of another method.", "method")
         given = self._hyperparameters()
         chosen = {name: value for name, value in given.model_dump().items() if value is not None}
+        options, auto = (self.lomo or RequestedOptions()).resolve()
+        if given.batch_size is None:
+            auto.insert(0, "batch_size")
         spec = JobSpec(
             model=self.model,
             training_file=self.training_file,
             validation_file=self.validation_file,
             suffix=self.suffix,
             seed=self.seed if self.seed is not None else secrets.randbelow(_NUM_SEEDS),
-            lomo=self.lomo or LomoOptions(),
+            lomo=options,
+            auto=auto,
             **chosen,
         )
         check_options(spec)
@@ -223,7 +227,8 @@ class Evaluation(BaseModel):
 
 
 class Memory(BaseModel):
-    """Bytes by category: predicted (None as yet) and measured, at the step with the highest peak."""
+    """Bytes by category: planned (at the job's creation for rows as long as they may be, from its start on for the
+    longest batch of its data) and measured, at the step with the highest peak. None: not known."""
 
     planned: dict[str, int] | None = None
     measured: dict[str, int] | None = None
@@ -268,6 +273,9 @@ class RunState(BaseModel):
 
 class JobLomo(LomoOptions, RunState):
     """The engine's options as used, and how the run stands."""
+
+    auto: list[Choosable]
+    """What was left to the plan of the run's memory; the values chosen stand in their places."""
 
 
 class ForeignLomo(RunState):
@@ -432,12 +440,14 @@ class Host(BaseModel):
     object: Literal["host"] = "host"
     name: str
     device_kind: Literal["cuda", "cpu"] | None
-    """None, as the two numbers below, where the worker is of a version that did not measure."""
+    """None, as the three numbers below, where the worker is of a version that did not measure."""
     devices: dict[str, Any]
     memory_bytes: int
     """Of the host itself, cards not counted."""
     available_bytes: int | None
     """Free on the device when the worker started: what its jobs may need together."""
+    run_overhead_bytes: int | None
+    """What each run takes beside its plan: on a CPU host the process around it."""
     free_bytes: int | None
     """What the running jobs leave of it, by plan."""
     slots: int

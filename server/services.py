@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from celery import Celery
 
 from jobs.db import Database
-from jobs.planning import ShapeCache
+from jobs.shape_cache import ShapeCache
 from server.auth import Authenticator
 from server.hub import Hub
 from server.settings import ServerSettings

@@ -6,10 +6,13 @@ process has its own servers, so tests never share a database or a broker with on
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import pytest
@@ -17,6 +20,7 @@ import redis
 import structlog
 
 from jobs import migrate
+from jobs.shape_cache import ShapeCache
 from local.postgres import NOT_DURABLE, Postgres
 from local.valkey import Valkey
 
@@ -68,6 +72,30 @@ def log_through_logging() -> Iterator[None]:
 def wait_until() -> WaitUntil:
     """`wait_until(condition, timeout_s, what)`, see `wait_until_true`. Costs nothing."""
     return wait_until_true
+
+
+class KnownShapes:
+    """Shapes of the models that tests use: each is read once, which takes a process some 6 s, and copied into the data
+    folders of the tests."""
+
+    def __init__(self, folder: Path) -> None:
+        self._cache = ShapeCache(folder)
+
+    def give(self, data_dir: Path, *configs: Mapping[str, object]) -> None:
+        """Put the shapes of models into a data folder, as if they had been planned there before."""
+        target = data_dir / "shapes"
+        target.mkdir(parents=True, exist_ok=True)
+        for config in configs:
+            raw = json.dumps(config).encode()
+            self._cache.read(raw)
+            path = self._cache.path_of(raw)
+            shutil.copy(path, target / path.name)
+
+
+@pytest.fixture(scope="session")
+def known_shapes(tmp_path_factory: pytest.TempPathFactory) -> KnownShapes:
+    """See `KnownShapes`. Costs 6 s per model, once."""
+    return KnownShapes(tmp_path_factory.mktemp("shapes"))
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,7 @@ _TEXTS = {
     "engine_error": "The engine met an unexpected error",
     "invalid_hyperparameters": "The engine refused the run's parameters",
     "invalid_model": "The engine cannot use the base model",
+    "unforeseen_model": "The engine cannot foresee the base model's memory",
     "invalid_training_file": "The engine cannot use the training data",
     "out_of_memory": (
         "The device has too little memory for this run. Use a smaller batch_size or max_seq_length, or turn "

@@ -21,7 +21,7 @@ from torch._subclasses import fake_tensor
 from transformers import masking_utils
 from transformers.initialization import no_init_weights
 
-from lomo_core.errors import ModelError
+from lomo_core.errors import ModelError, UnforeseenModelError
 from lomo_core.memory.model_shapes import BlockKind, BlockTraces, ModelShapes, Polynomial, Rows, Trace, Traces, Variant
 from lomo_core.memory.trace import (
     SIZES_OF_ONE_ROW,
@@ -82,7 +82,7 @@ def read_shapes(architecture: Any, *, with_eager: bool = False) -> ModelShapes:
     and, on request, under `eager`.
 
     Raises:
-        ModelError: transformers cannot build it, or what it does cannot be followed without data.
+        ModelError: transformers cannot build it; UnforeseenModelError: what it does cannot be followed without data.
     """
     # What an operation cannot do is said by our error, not in its log as well.
     logging.getLogger(fake_tensor.__name__).setLevel(logging.CRITICAL)
@@ -295,8 +295,8 @@ def _fit_left(runs: Sequence[Run]) -> Polynomial:
         raise _unfollowed(f"what surrounds its blocks: {error}") from error
 
 
-def _unfollowed(reason: str) -> ModelError:
-    return ModelError(f"the model's memory cannot be foreseen ({reason})", param="model")
+def _unfollowed(reason: str) -> UnforeseenModelError:
+    return UnforeseenModelError(f"the model's memory cannot be foreseen ({reason})", param="model")
 
 
 def _counted(parameters: Sequence[Tensor]) -> tuple[tuple[tuple[int, ...], int], ...]:

@@ -8,8 +8,11 @@ from typing import Annotated
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 
 from jobs import catalog, dispatch, lifecycle, reads
+from jobs.catalog import ModelSource
 from jobs.errors import InvalidRequestError
+from jobs.planning import PlannedJob, plan_job
 from jobs.spec import JobSpec
+from lomo_core.errors import UnforeseenModelError
 from server import schemas
 from server.deps import Caller, CreateBody, ServicesDep, authenticated, get_watcher
 from server.describe import describe_jobs
@@ -26,10 +29,11 @@ def create_job(
     body: CreateBody, caller: Caller, services: ServicesDep, background: BackgroundTasks
 ) -> schemas.FineTuningJob:
     """Queue a job. The doorbell rings after the response, since a broker that is down must not delay or fail it."""
-    spec = _check_references(services, body.to_spec(), organization_id=caller.organization_id)
+    spec, source = _check_references(services, body.to_spec(), organization_id=caller.organization_id)
+    planned = _plan(services, spec, source)
     job = lifecycle.submit(
         services.db,
-        spec=spec,
+        planned=planned,
         organization_id=caller.organization_id,
         api_key_id=caller.api_key_id,
         metadata=body.metadata or {},
@@ -74,13 +78,35 @@ def cancel_job(job_id: str, caller: Caller, services: ServicesDep) -> schemas.Fi
     return describe_jobs(services.db, services.settings, [job])[0]
 
 
-def _check_references(services: Services, spec: JobSpec, *, organization_id: str) -> JobSpec:
-    """See that the model and the files exist and may be trained on. Returns the job with its files' formats.
+def _plan(services: Services, spec: JobSpec, source: ModelSource) -> PlannedJob:
+    """The job with its memory planned; without a plan where the model has to be downloaded first, or where its memory
+    cannot be foreseen.
+
+    Raises:
+        WontFitError: no host can hold it.
+        InvalidRequestError: the model's configuration cannot be used.
+        BusyError: several other models are being read.
+    """
+    config = catalog.read_config(source, name=spec.model)
+    if config is None:
+        return PlannedJob(spec=spec, why_unplanned="its model has not been downloaded yet")
+    try:
+        shapes = services.shapes.read(config)
+    except InvalidRequestError as error:
+        if error.code != UnforeseenModelError.code:
+            raise
+        return PlannedJob(spec=spec, why_unplanned=error.message)
+    return plan_job(shapes, spec, reads.largest_room(services.db))
+
+
+def _check_references(services: Services, spec: JobSpec, *, organization_id: str) -> tuple[JobSpec, ModelSource]:
+    """See that the model and the files exist and may be trained on. Returns the job with its files' formats, and where
+    its model is.
 
     Raises:
         InvalidRequestError: one does not or may not; `param` says which.
     """
-    catalog.resolve_model(services.db, services.settings, organization_id=organization_id, name=spec.model)
+    source = catalog.resolve_model(services.db, services.settings, organization_id=organization_id, name=spec.model)
     formats = {}
     for param, file_id in (("training_file", spec.training_file), ("validation_file", spec.validation_file)):
         if file_id is None:
@@ -100,7 +126,7 @@ def _check_references(services: Services, spec: JobSpec, *, organization_id: str
             )
         # A file to train on without rows is plain text (jobs/file_check.py); of rows the first says what they are.
         formats[param.replace("_file", "_format")] = "plain" if file.num_lines is None else "auto"
-    return spec.model_copy(update=formats)
+    return spec.model_copy(update=formats), source
 
 
 def _read_metadata_filter(request: Request) -> dict[str, str] | None:

@@ -11,12 +11,11 @@ from fastapi import APIRouter, Depends
 
 from jobs import catalog, reads
 from jobs.errors import InvalidRequestError
-from jobs.planning import MAX_CONFIG_BYTES, to_setting
-from jobs.spec import JobSpec, LomoOptions
+from jobs.planning import choose, to_setting
+from jobs.spec import DEFAULT_BATCH_SIZE, Choosable, RequestedOptions
 from lomo_core.config import OptimizerName
 from lomo_core.memory.model_shapes import ModelShapes
 from lomo_core.memory.plan import Plan, Setting, plan
-from lomo_core.memory.process import TYPICAL, process_peak_bytes
 from server import plan_schemas
 from server.deps import Caller, PlanBody, ServicesDep, authenticated
 from server.services import Services
@@ -28,17 +27,19 @@ router = APIRouter(prefix="/v1/plan", dependencies=[Depends(authenticated)])
 def plan_run(body: PlanBody, caller: Caller, services: ServicesDep) -> plan_schemas.Plan:
     """Plan a run. The first plan of a model takes some seconds, further ones none."""
     shapes = services.shapes.read(_config(body, services, organization_id=caller.organization_id))
-    options = body.lomo or LomoOptions()
-    default: int = JobSpec.model_fields["batch_size"].default
+    options, auto = (body.lomo or RequestedOptions()).resolve()
     given = body.hyperparameters.batch_size if body.hyperparameters is not None else None
-    setting = to_setting(options, batch_size=given or default)
+    if given is None:
+        auto.insert(0, "batch_size")
+    setting = to_setting(options, batch_size=given or DEFAULT_BATCH_SIZE)
     if shapes.max_seq_length is not None and setting.seq_length > shapes.max_seq_length:
         raise InvalidRequestError(
             f"The model takes {shapes.max_seq_length} tokens a row, not {setting.seq_length}: set max_seq_length to "
             f"{shapes.max_seq_length} or less.",
             param="lomo.max_seq_length",
         )
-    return _describe(body.model, shapes, setting, services)
+    setting = choose(shapes, setting, auto, reads.largest_room(services.db)) or setting
+    return _describe(body.model, shapes, setting, auto, services)
 
 
 def _config(body: plan_schemas.PlanRequest, services: Services, *, organization_id: str) -> bytes:
@@ -49,25 +50,23 @@ def _config(body: plan_schemas.PlanRequest, services: Services, *, organization_
     """
     if body.model is None:
         raw = json.dumps(body.config, sort_keys=True).encode()
-    else:
-        source = catalog.resolve_model(services.db, services.settings, organization_id=organization_id, name=body.model)
-        if source.path is None:
+        if len(raw) > catalog.MAX_CONFIG_BYTES:
             raise InvalidRequestError(
-                f"{body.model} has not been downloaded yet: plan with its config.json in 'config'.", param="model"
+                f"A model's configuration has at most {catalog.MAX_CONFIG_BYTES} bytes.", param="config"
             )
-        try:
-            with (source.path / "config.json").open("rb") as stream:
-                raw = stream.read(MAX_CONFIG_BYTES + 1)
-        except OSError as error:
-            raise InvalidRequestError(
-                f"The folder of {body.model} holds no readable config.json.", code="invalid_model", param="model"
-            ) from error
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise InvalidRequestError(f"A model's configuration has at most {MAX_CONFIG_BYTES} bytes.", param="config")
-    return raw
+        return raw
+    source = catalog.resolve_model(services.db, services.settings, organization_id=organization_id, name=body.model)
+    found = catalog.read_config(source, name=body.model)
+    if found is None:
+        raise InvalidRequestError(
+            f"{body.model} has not been downloaded yet: plan with its config.json in 'config'.", param="model"
+        )
+    return found
 
 
-def _describe(name: str | None, shapes: ModelShapes, setting: Setting, services: Services) -> plan_schemas.Plan:
+def _describe(
+    name: str | None, shapes: ModelShapes, setting: Setting, auto: list[Choosable], services: Services
+) -> plan_schemas.Plan:
     found = plan(shapes, setting)
     beside = {
         optimizer: plan(shapes, replace(setting, optimizer=optimizer)).peak_bytes
@@ -80,6 +79,8 @@ def _describe(name: str | None, shapes: ModelShapes, setting: Setting, services:
         num_parameters=shapes.num_parameters,
         batch_size=setting.batch_size,
         max_seq_length=setting.seq_length,
+        activation_checkpointing=setting.activation_checkpointing,
+        auto=auto,
         phases=[plan_schemas.PlanPhase(**dataclasses.asdict(phase)) for phase in found.phases],
         beside=beside,
         fits=_fits(found, services),
@@ -94,7 +95,7 @@ def _fits(found: Plan, services: Services) -> list[plan_schemas.Fit]:
         host = state.host
         if not state.is_alive or host.available_bytes is None:
             continue
-        needed = process_peak_bytes(found, TYPICAL) if host.device_kind == "cpu" else found.peak_bytes
+        needed = state.needed_bytes(found.peak_bytes)
         fits.append(
             plan_schemas.Fit(
                 host=host.name,

@@ -108,7 +108,7 @@ def test_environment_is_read_in_settings_only() -> None:
         "lomo_core/__main__.py",  # sets what transformers and torch read before they are imported
         "lomo_core/death_watch.py",
         "worker/engine_process.py",
-        "jobs/planning.py",
+        "jobs/shape_cache.py",
         "local/launch.py",
         "local/services.py",
         "local/stack.py",

@@ -18,6 +18,7 @@ from jobs.db import Database
 from jobs.keys import DEFAULT_ORGANIZATION
 from jobs.lifecycle import JobFailure, RetryPolicy
 from jobs.models import Attempt, Event, Job
+from jobs.planning import PlannedJob
 from jobs.repository import Lease
 from jobs.spec import JobSpec
 from lomo_core import events as engine
@@ -44,7 +45,11 @@ def submit(
         }
     )
     return lifecycle.submit(
-        db, spec=spec, organization_id=DEFAULT_ORGANIZATION, api_key_id=None, metadata={"team": "support"}
+        db,
+        planned=PlannedJob(spec=spec),
+        organization_id=DEFAULT_ORGANIZATION,
+        api_key_id=None,
+        metadata={"team": "support"},
     ).id
 
 

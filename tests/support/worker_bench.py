@@ -18,6 +18,7 @@ from jobs import lifecycle, reads
 from jobs.db import Database
 from jobs.ids import new_file_id
 from jobs.models import Event, Job
+from jobs.planning import PlannedJob
 from jobs.spec import JobSpec
 from jobs.status import TERMINAL, JobStatus
 from tests.conftest import wait_until_true
@@ -62,11 +63,10 @@ class Bench:
         spec = JobSpec.model_validate(values)
         job = lifecycle.submit(
             self.db,
-            spec=spec,
+            planned=PlannedJob(spec=spec, planned_bytes=planned_bytes),
             organization_id=ORGANIZATION,
             api_key_id=None,
             metadata={},
-            planned_bytes=planned_bytes,
         )
         return job.id
 

@@ -11,6 +11,7 @@ from jobs import lifecycle
 from jobs.db import Database
 from jobs.lifecycle import Claim, HostReport, RetryPolicy
 from jobs.models import Job
+from jobs.planning import PlannedJob
 from jobs.spec import JobSpec, LomoOptions
 
 ORGANIZATION = "org-test"
@@ -42,21 +43,29 @@ def submit(
     """Queue a job."""
     return lifecycle.submit(
         db,
-        spec=make_spec(priority=priority),
+        planned=PlannedJob(spec=make_spec(priority=priority), planned_bytes=planned_bytes),
         organization_id=organization_id,
         api_key_id=None,
         metadata={},
-        planned_bytes=planned_bytes,
     )
 
 
-def register(db: Database, name: str, *, available_bytes: int | None, incarnation: str = "1", slots: int = 4) -> None:
+def register(
+    db: Database,
+    name: str,
+    *,
+    available_bytes: int | None,
+    run_overhead_bytes: int | None = None,
+    incarnation: str = "1",
+    slots: int = 4,
+) -> None:
     """Announce a host, as its worker does."""
     report = HostReport(
         name=name,
         incarnation=incarnation,
         memory_bytes=2**40,
         available_bytes=available_bytes,
+        run_overhead_bytes=run_overhead_bytes,
         device_kind=None if available_bytes is None else "cuda",
         devices={"gpus": []},
         slots=slots,

@@ -9,6 +9,7 @@ from sqlalchemy import text
 from jobs import lifecycle, reads
 from jobs.db import Database
 from jobs.lifecycle import Lease
+from jobs.planning import PlannedJob
 
 from .conftest import LEASE_S, POLICY, register, submit
 
@@ -25,6 +26,11 @@ def take_id(db: Database, host: str = "small") -> str | None:
     return None if lease is None else lease.job_id
 
 
+def capacity(db: Database, **options: float) -> int | None:
+    room = reads.largest_room(db, **options)
+    return None if room is None else room.capacity_bytes
+
+
 def finish(db: Database, lease: Lease | None) -> None:
     assert lease is not None
     lifecycle.succeed(db, lease, model_path="m", weights_sha256="w", trained_tokens=1)
@@ -36,15 +42,15 @@ def test_plan_and_peak_are_stored_with_the_job(db: Database) -> None:
     spec = {"model": "tiny", "training_file": "file-1", "seed": 1}
     job = lifecycle.submit(
         db,
-        spec=lifecycle.JobSpec.model_validate(spec),
+        planned=PlannedJob(
+            spec=lifecycle.JobSpec.model_validate(spec), plan={"memory": {"peak_bytes": 3}}, planned_bytes=5
+        ),
         organization_id="o",
         api_key_id=None,
         metadata={},
-        plan={"parameters_bytes": 3},
-        planned_bytes=5,
     )
     stored = reads.get_job(db, organization_id="o", job_id=job.id)
-    assert (stored.plan, stored.planned_bytes) == ({"parameters_bytes": 3}, 5)
+    assert (stored.plan, stored.planned_bytes) == ({"memory": {"peak_bytes": 3}}, 5)
 
 
 def test_a_job_that_is_too_large_for_a_host_is_passed_over_and_goes_to_a_larger_one(db: Database) -> None:
@@ -182,10 +188,10 @@ def test_slots_that_claim_at_once_never_promise_the_same_bytes(db: Database) -> 
 
 def test_hosts_and_what_runs_there(db: Database) -> None:
     assert reads.list_hosts(db) == []
-    assert reads.largest_capacity(db) is None
+    assert capacity(db) is None
     register(db, "b", available_bytes=10, slots=2)
     register(db, "a", available_bytes=None, slots=1)
-    assert reads.largest_capacity(db) == 10
+    assert capacity(db) == 10
     first, second = submit(db, planned_bytes=4), submit(db, organization_id="org-other")
     assert [take_id(db, "b"), take_id(db, "b")] == [first.id, second.id]
     a, b = reads.list_hosts(db)
@@ -195,14 +201,32 @@ def test_hosts_and_what_runs_there(db: Database) -> None:
     assert reads.num_live_hosts(db) == 2
 
 
+def test_what_a_run_takes_beside_its_plan_counts_for_every_run(db: Database) -> None:
+    register(db, "cpu", available_bytes=10, run_overhead_bytes=2)
+    register(db, "card", available_bytes=9)
+    room = reads.largest_room(db)
+    assert room is not None
+    assert (room.host, room.available_bytes, room.overhead_bytes, room.capacity_bytes) == ("card", 9, 0, 9)
+    whole, half, unplanned = submit(db, planned_bytes=9), submit(db, planned_bytes=3), submit(db)
+    other, small = submit(db, planned_bytes=4), submit(db, planned_bytes=3)
+    # 3 + 2 and 3 + 2 make 10; 4 + 2 would be one more, and 9 + 2 never fits there.
+    taken = [take_id(db, "cpu") for _ in range(3)]
+    assert taken == [half.id, unplanned.id, None]
+    assert reads.list_hosts(db)[1].free_bytes == 5
+    assert take_id(db, "card") == whole.id
+    lifecycle.request_cancel(db, organization_id=other.organization_id, job_id=other.id)
+    assert take_id(db, "cpu") == small.id
+    assert reads.list_hosts(db)[1].free_bytes == 0
+
+
 def test_a_silent_host_is_listed_and_counts_no_more(db: Database) -> None:
     register(db, "large", available_bytes=20)
     register(db, "small", available_bytes=10)
     with db.transaction() as session:
         session.execute(text("UPDATE hosts SET last_seen_at = now() - interval '61 s' WHERE name = 'large'"))
     assert [(state.host.name, state.is_alive) for state in reads.list_hosts(db)] == [("large", False), ("small", True)]
-    assert reads.largest_capacity(db) == 10
-    assert reads.largest_capacity(db, alive_within_s=120) == 20
+    assert capacity(db) == 10
+    assert capacity(db, alive_within_s=120) == 20
     assert reads.num_live_hosts(db) == 1
     lifecycle.see_host(db, name="large")
-    assert reads.largest_capacity(db) == 20
+    assert capacity(db) == 20

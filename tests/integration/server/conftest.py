@@ -13,16 +13,26 @@ from typing import Any
 import httpx
 import pytest
 
-from jobs import eventlog, keys, lifecycle
+from jobs import eventlog, keys, lifecycle, reads
 from jobs.db import Database
-from jobs.lifecycle import Claim, JobFailure
+from jobs.lifecycle import Claim, HostReport, JobFailure
 from lomo_core import events as engine
 from server.serve import Server
 from server.settings import ServerSettings
 
-from ...conftest import WaitUntil, wait_until_true
+from ...conftest import KnownShapes, WaitUntil, wait_until_true
 
 MODEL = "tiny"
+MODEL_CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 512,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
 TRAIN_ROW = b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
 LEASE_S = 60.0
 HOST = "gpu1"
@@ -231,7 +241,9 @@ class Site:
         return self.claim(job_id)
 
     def claim(self, job_id: str) -> Run:
-        """Claim the only queued job."""
+        """Claim the only queued job, by a host with room for it unless the test has announced one."""
+        if reads.find_host(self.db, name=HOST) is None:
+            register_host(self, HOST, available_bytes=2**36)
         claim = lifecycle.claim(self.db, owner=f"{HOST}/1", lease_s=LEASE_S)
         assert claim is not None
         assert claim.lease.job_id == job_id
@@ -271,9 +283,10 @@ class RunningServer:
 
 
 @pytest.fixture
-def settings(database_url: str, broker_url: str, tmp_path: Path) -> ServerSettings:
-    """Settings of a server on a free port, with one base model."""
+def settings(database_url: str, broker_url: str, tmp_path: Path, known_shapes: KnownShapes) -> ServerSettings:
+    """Settings of a server on a free port, with one base model, whose shapes it knows."""
     make_model(tmp_path / "models" / MODEL)
+    known_shapes.give(tmp_path, MODEL_CONFIG)
     return ServerSettings(database_url=database_url, broker_url=broker_url, data_dir=tmp_path, server_port=0)
 
 
@@ -291,8 +304,22 @@ def site(settings: ServerSettings, wait_until: WaitUntil) -> Iterator[Site]:
     db.dispose()
 
 
+def register_host(site: Site, name: str, *, available_bytes: int, run_overhead_bytes: int | None = None) -> None:
+    """Announce a host, as its worker does: with a card, or, where a run takes more than its plan, with a CPU alone."""
+    report = HostReport(
+        name=name,
+        incarnation="1",
+        memory_bytes=64 * 2**30,
+        available_bytes=available_bytes,
+        run_overhead_bytes=run_overhead_bytes,
+        device_kind="cuda" if run_overhead_bytes is None else "cpu",
+        devices={},
+    )
+    lifecycle.register_host(site.db, report)
+
+
 def make_model(folder: Path) -> None:
     """A folder that the catalogue takes for a base model."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(MODEL_CONFIG), encoding="utf-8")
     (folder / "model.safetensors").write_bytes(b"weights")

@@ -10,7 +10,7 @@ import pytest
 from jobs import lifecycle
 from lomo_core import events as engine
 
-from .conftest import MODEL, TRAIN_ROW, Site
+from .conftest import MODEL, TRAIN_ROW, Site, make_model
 
 
 @pytest.fixture
@@ -66,6 +66,7 @@ def test_a_job_from_upload_to_model(site: Site, client: openai.OpenAI) -> None:
     assert client.models.retrieve(name).owned_by == "org-local"
     assert client.models.retrieve(MODEL).owned_by == "base"
     # The tuned model is a base model like any other.
+    make_model(site.settings.data_dir / "runs" / job.id / "model")
     assert client.fine_tuning.jobs.create(model=name, training_file=file.id).model == name
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import BusyError, InvalidRequestError
-from jobs.planning import ShapeCache
+from jobs.shape_cache import ShapeCache
 
 
 def test_who_finds_all_places_taken_is_told_to_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +22,7 @@ def test_who_finds_all_places_taken_is_told_to_come_back(tmp_path: Path, monkeyp
         assert go_on.wait(60)
         return subprocess.CompletedProcess(command, 11, "", "there is no such model")
 
-    monkeypatch.setattr("jobs.planning.subprocess.run", run)
+    monkeypatch.setattr("jobs.shape_cache.subprocess.run", run)
     cache = ShapeCache(tmp_path, most_waiting=1)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(cache.read, b"{}")
