@@ -19,8 +19,18 @@ from jobs.file_check import MAX_LINE_BYTES
 from lomo_core import events as engine
 from server.settings import ServerSettings
 
-from ...conftest import WaitUntil
-from ..server.conftest import HOST, LEASE_S, MODEL, TRAIN_ROW, Run, RunningServer, make_model
+from ...conftest import KnownShapes, WaitUntil
+from ..server.conftest import (
+    HOST,
+    LEASE_S,
+    MODEL,
+    MODEL_CONFIG,
+    TRAIN_ROW,
+    Run,
+    RunningServer,
+    make_model,
+    register_host,
+)
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 30
@@ -94,7 +104,8 @@ class Place:
         return str(path)
 
     def claim(self) -> Run | None:
-        """Take the queued job, if there is one by now."""
+        """Take the queued job, if there is one by now, as a host with room for it."""
+        register_host(self.db, HOST, available_bytes=2**36)
         claim = lifecycle.claim(self.db, owner=f"{HOST}/1", lease_s=LEASE_S)
         return claim and Run(self.db, claim)
 
@@ -106,9 +117,11 @@ def place(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    known_shapes: KnownShapes,
 ) -> Iterator[Place]:
     """A server with one base model. Costs about 0.2 s."""
     make_model(tmp_path / "data" / "models" / MODEL)
+    known_shapes.give(tmp_path / "data", MODEL_CONFIG)
     settings = ServerSettings(
         database_url=database_url, broker_url=broker_url, data_dir=tmp_path / "data", server_port=0
     )

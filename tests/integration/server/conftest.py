@@ -243,7 +243,7 @@ class Site:
     def claim(self, job_id: str) -> Run:
         """Claim the only queued job, by a host with room for it unless the test has announced one."""
         if reads.find_host(self.db, name=HOST) is None:
-            register_host(self, HOST, available_bytes=2**36)
+            register_host(self.db, HOST, available_bytes=2**36)
         claim = lifecycle.claim(self.db, owner=f"{HOST}/1", lease_s=LEASE_S)
         assert claim is not None
         assert claim.lease.job_id == job_id
@@ -304,7 +304,7 @@ def site(settings: ServerSettings, wait_until: WaitUntil) -> Iterator[Site]:
     db.dispose()
 
 
-def register_host(site: Site, name: str, *, available_bytes: int, run_overhead_bytes: int | None = None) -> None:
+def register_host(db: Database, name: str, *, available_bytes: int, run_overhead_bytes: int | None = None) -> None:
     """Announce a host, as its worker does: with a card, or, where a run takes more than its plan, with a CPU alone."""
     report = HostReport(
         name=name,
@@ -315,7 +315,7 @@ def register_host(site: Site, name: str, *, available_bytes: int, run_overhead_b
         device_kind="cuda" if run_overhead_bytes is None else "cpu",
         devices={},
     )
-    lifecycle.register_host(site.db, report)
+    lifecycle.register_host(db, report)
 
 
 def make_model(folder: Path) -> None:

@@ -20,8 +20,8 @@ def ask(site: Site, **body: Any) -> httpx.Response:
 
 
 def test_a_bare_configuration_is_planned_and_held_against_the_hosts(site: Site) -> None:
-    register_host(site, "card", available_bytes=64 * MIB)
-    register_host(site, "cpu", available_bytes=64 * MIB, run_overhead_bytes=400 * MIB)
+    register_host(site.db, "card", available_bytes=64 * MIB)
+    register_host(site.db, "cpu", available_bytes=64 * MIB, run_overhead_bytes=400 * MIB)
     answer = ask(site, config=CONFIG, hyperparameters={"batch_size": 2}, lomo={"precision": "fp32"})
     assert answer.status_code == 200, answer.text
     found = answer.json()

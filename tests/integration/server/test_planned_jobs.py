@@ -45,7 +45,7 @@ def queued_message(site: Site, job_id: str) -> str:
 
 
 def test_a_job_carries_its_plan_from_its_creation(site: Site) -> None:
-    register_host(site, "cpu", available_bytes=2**34, run_overhead_bytes=300 * MIB)
+    register_host(site.db, "cpu", available_bytes=2**34, run_overhead_bytes=300 * MIB)
     job = created(create(site, batch_size=2))
     memory = job["lomo"]["memory"]
     planned = memory["planned"]
@@ -63,7 +63,7 @@ def test_a_job_carries_its_plan_from_its_creation(site: Site) -> None:
 
 def test_a_batch_that_no_host_can_hold_is_refused_with_the_table_and_the_nearest_that_fits(site: Site) -> None:
     capacity = planned_peak(site, batch_size=5)
-    register_host(site, "card", available_bytes=capacity)
+    register_host(site.db, "card", available_bytes=capacity)
     answer = create(site, batch_size=64)
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -83,7 +83,7 @@ def test_a_batch_that_no_host_can_hold_is_refused_with_the_table_and_the_nearest
 
 
 def test_checkpointing_is_the_nearest_where_it_suffices(site: Site) -> None:
-    register_host(site, "card", available_bytes=planned_peak(site, batch_size=8))
+    register_host(site.db, "card", available_bytes=planned_peak(site, batch_size=8))
     error = create(site, batch_size=8, activation_checkpointing=False).json()["error"]
     assert error["nearest"]["activation_checkpointing"] is True
     assert set(error["nearest"]) == {"activation_checkpointing", "peak_bytes"}
@@ -91,15 +91,15 @@ def test_checkpointing_is_the_nearest_where_it_suffices(site: Site) -> None:
 
 def test_the_process_counts_on_a_cpu_host(site: Site) -> None:
     peak = planned_peak(site, batch_size=4)
-    register_host(site, "cpu", available_bytes=peak + 300 * MIB - 1, run_overhead_bytes=300 * MIB)
+    register_host(site.db, "cpu", available_bytes=peak + 300 * MIB - 1, run_overhead_bytes=300 * MIB)
     assert create(site, batch_size=4).json()["error"]["code"] == "wont_fit"
-    register_host(site, "cpu", available_bytes=peak + 300 * MIB, run_overhead_bytes=300 * MIB)
+    register_host(site.db, "cpu", available_bytes=peak + 300 * MIB, run_overhead_bytes=300 * MIB)
     assert create(site, batch_size=4).status_code == 200
 
 
 def test_auto_chooses_what_fits_and_records_it(site: Site) -> None:
     at_2 = planned_peak(site, batch_size=2)
-    register_host(site, "card", available_bytes=at_2)
+    register_host(site.db, "card", available_bytes=at_2)
     job = created(create(site, batch_size="auto", activation_checkpointing="auto", devices="auto", offload="auto"))
     lomo = job["lomo"]
     assert job["hyperparameters"]["batch_size"] == 2
@@ -114,14 +114,14 @@ def test_auto_chooses_what_fits_and_records_it(site: Site) -> None:
 
 def test_without_a_batch_size_the_default_is_a_limit(site: Site) -> None:
     assert created(create(site))["hyperparameters"]["batch_size"] == 4
-    register_host(site, "card", available_bytes=planned_peak(site, batch_size=1))
+    register_host(site.db, "card", available_bytes=planned_peak(site, batch_size=1))
     job = created(create(site))
     assert job["hyperparameters"]["batch_size"] == 1
     assert job["lomo"]["auto"] == ["batch_size"]
 
 
 def test_auto_that_cannot_help_is_refused(site: Site) -> None:
-    register_host(site, "card", available_bytes=PARAMETERS_BYTES)
+    register_host(site.db, "card", available_bytes=PARAMETERS_BYTES)
     error = create(site, batch_size="auto", activation_checkpointing="auto").json()["error"]
     assert (error["code"], error["nearest"]) == ("wont_fit", None)
     assert "a smaller model" in error["message"]
@@ -137,7 +137,7 @@ def test_a_model_whose_memory_cannot_be_foreseen_runs_without_a_plan(site: Site)
     make_model(folder)
     config = MODEL_CONFIG | {"model_type": "mixtral", "num_local_experts": 2, "num_key_value_heads": 2}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    register_host(site, "card", available_bytes=1)
+    register_host(site.db, "card", available_bytes=1)
     job = created(create(site, model="experts"))
     assert job["lomo"]["memory"]["planned"] is None
     assert "its memory not planned: " in queued_message(site, job["id"])
