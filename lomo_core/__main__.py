@@ -19,7 +19,7 @@ import resource
 import sys
 import tempfile
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -28,7 +28,7 @@ from rich.console import Console
 
 from lomo_core.config import DataConfig, OptimizerName, Precision, TrainConfig
 from lomo_core.death_watch import start_death_watch
-from lomo_core.errors import ConfigError, DiskFullError, EngineError
+from lomo_core.errors import ConfigError, DiskFullError, EngineError, OutOfMemoryError
 from lomo_core.events import Failed
 from lomo_core.journal import Journal
 from lomo_core.memory.plan import Norm, Setting
@@ -75,19 +75,15 @@ def main(argv: list[str], environment: MutableMapping[str, str]) -> int:
 
 
 def _run_command(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
-    match arguments.command:
-        case "train":
-            return _train(Path(arguments.run_json), environment)
-        case "evaluate":
-            return _evaluate(arguments, environment)
-        case "convert":
-            return _convert(arguments, environment)
-        case "plan":
-            return _plan(arguments)
-        case "shapes":
-            return _shapes(Path(arguments.config))
-        case _:
-            return _inspect(Path(arguments.model))
+    commands: dict[str, Callable[[], int]] = {
+        "train": lambda: _train(Path(arguments.run_json), environment),
+        "evaluate": lambda: _evaluate(arguments, environment),
+        "convert": lambda: _convert(arguments, environment),
+        "plan": lambda: _plan(arguments),
+        "shapes": lambda: _shapes(Path(arguments.config)),
+        "inspect": lambda: _inspect(Path(arguments.model)),
+    }
+    return commands[arguments.command]()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,13 +135,19 @@ def _run(config: TrainConfig, journal: Journal, stop: StopRequest, environment: 
         _set_up_torch(environment)
         importlib.import_module("lomo_core.trainer").Trainer(config, journal, stop).run()
     except EngineError as error:
-        _record(journal, Failed(code=error.code, message=error.message, param=error.param))
+        _record(journal, _failed(error))
         raise
     except BaseException as error:
         _record(journal, Failed(code=EngineError.code, message=f"unexpected {type(error).__name__}: {error}"))
         raise
     finally:
         journal.close()
+
+
+def _failed(error: EngineError) -> Failed:
+    if isinstance(error, OutOfMemoryError):
+        return Failed(code=error.code, message=error.message, memory=error.memory, suggestion=error.suggestion)
+    return Failed(code=error.code, message=error.message, param=error.param)
 
 
 def _record(journal: Journal, failed: Failed) -> None:
