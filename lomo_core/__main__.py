@@ -1,4 +1,5 @@
-"""The engine as a process: `python -m lomo_core train RUN_JSON | plan | shapes | evaluate | inspect | convert`.
+"""The engine as a process: `python -m lomo_core train RUN_JSON | plan | shapes | calibrate | evaluate | inspect |
+convert`.
 
 Exit codes are those of `errors.py`. A user's error is one line on stderr and a `failed` event, never a traceback; an
 unexpected error leaves its traceback on stderr, which the worker keeps, and exit code 1.
@@ -10,6 +11,7 @@ import, and `inspect` needs neither.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import importlib
 import json
@@ -81,6 +83,7 @@ def _run_command(arguments: argparse.Namespace, environment: MutableMapping[str,
         "convert": lambda: _convert(arguments, environment),
         "plan": lambda: _plan(arguments),
         "shapes": lambda: _shapes(Path(arguments.config)),
+        "calibrate": lambda: _calibrate(environment),
         "inspect": lambda: _inspect(Path(arguments.model)),
     }
     return commands[arguments.command]()
@@ -107,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--num-ranks", type=_at_least_one, default=1, help="devices that share the weights")
     shapes = commands.add_parser("shapes", help="print what a plan needs to know of a model, as JSON")
     shapes.add_argument("--config", required=True, help="config.json, or the folder that it is in")
+    commands.add_parser("calibrate", help="measure what this CPU host adds to a plan, as JSON")
     inspect = commands.add_parser("inspect", help="check a model folder and print its facts")
     inspect.add_argument("--model", required=True, help="model folder")
     convert = commands.add_parser("convert", help="make a model folder of a GGUF file")
@@ -199,6 +203,12 @@ def _shapes(config: Path) -> int:
     shapes = importlib.import_module("lomo_core.memory.shapes")
     read_config = importlib.import_module("lomo_core.plan_command").read_config
     sys.stdout.write(shapes.read_shapes(read_config(config)).to_json() + "\n")
+    return 0
+
+
+def _calibrate(environment: MutableMapping[str, str]) -> int:
+    _set_up_torch(environment)
+    _print_json(dataclasses.asdict(importlib.import_module("lomo_core.calibrate").calibrate()))
     return 0
 
 
