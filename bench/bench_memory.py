@@ -21,6 +21,7 @@ from typing import Any
 import transformers
 
 from bench.harness import RESULTS, ROOT, BenchError, JsonLines, commit, environment_of, say, table
+from lomo_core.calibrate import TINY_MODEL
 from lomo_core.config import OptimizerName, Precision
 from lomo_core.memory.model_shapes import ModelShapes
 from lomo_core.memory.plan import Setting, plan
@@ -47,17 +48,9 @@ _LARGE = {
     "vocab_size": 49152,
     "tie_word_embeddings": False,
 }
-_SMALL = {
-    "hidden_size": 128,
-    "intermediate_size": 352,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "vocab_size": 2048,
-    "tie_word_embeddings": True,
-}
 _TOKENS = {"bos_token_id": 0, "eos_token_id": 1}
 MODELS: dict[str, dict[str, Any]] = {
-    "llama-1M": {"model_type": "llama", **_SMALL},
+    "llama-1M": TINY_MODEL,
     "gpt2-1M": {"model_type": "gpt2", "n_embd": 128, "n_layer": 3, "n_head": 4, "vocab_size": 2048, **_TOKENS},
     "llama-135M": {"model_type": "llama", **_SMOLLM2},
     "gpt2-124M": {"model_type": "gpt2"},
@@ -156,7 +149,7 @@ def measure(case: Case, shapes: dict[str, ModelShapes]) -> dict[str, Any]:
     found = plan(shapes[case.model], case.setting())
     spec = {
         "config": MODELS[case.model],
-        **asdict(case),
+        "setting": asdict(case.setting()),
         # The update's scratch was made before the profiler looked; it is not what is in question.
         "workspace_bytes": found.buffers_bytes - shapes[case.model].buffers_bytes,
     }

@@ -30,6 +30,7 @@ NumberedLine = tuple[int, engine.JournalLine]
 _NUL_REPLACEMENT = "�"
 # A message is for reading: one that is longer was not written for people (64 KiB, as the log view cuts too).
 _MAX_MESSAGE_CHARS = 65_536
+_MIB = 1 << 20
 
 
 def shipped_lines(db: Database, *, job_id: str, attempt: int) -> int:
@@ -107,6 +108,9 @@ def _event(number: int, line: engine.JournalLine) -> NewEvent:
             message = f"Checkpoint created at step {event.step}"
             data = {"step": event.step, "bytes": event.num_bytes, "manifest_sha256": event.manifest_sha256}
             data["best_step"] = event.best_step
+        case engine.MemoryVerdict():
+            message = _verdict_message(event)
+            data = {"step": event.step, "planned": asdict(event.planned), "measured": asdict(event.measured)}
         case engine.Finished():
             chosen = f" of step {event.model_step}" if event.model_step not in (None, event.step) else ""
             message = f"Model{chosen} written after {event.seconds:.0f} s, weights sha256 {event.weights_sha256[:12]}"
@@ -117,7 +121,7 @@ def _event(number: int, line: engine.JournalLine) -> NewEvent:
             # any other end the reason is given once, by the event that makes the job fail.
             asked = event.code == "interrupted"
             level, message = ("info", event.message) if asked else ("error", f"The engine ended: {event.code}.")
-            data = {"code": event.code, "param": event.param}
+            data = {name: value for name, value in asdict(event).items() if name != "message"}
     return NewEvent(
         message=message.replace("\0", _NUL_REPLACEMENT)[:_MAX_MESSAGE_CHARS],
         level=level,
@@ -138,6 +142,11 @@ def _skipped_message(event: engine.Skipped) -> tuple[str, str]:
             return "info", f"Step {event.step} was skipped: its gradient is too large for fp16{scale}"
         case _:
             return "warn", f"Step {event.step} was skipped: its {event.what} is not finite"
+
+
+def _verdict_message(event: engine.MemoryVerdict) -> str:
+    planned, measured = event.planned.peak_bytes, event.measured.peak_bytes
+    return f"Memory: planned {planned / _MIB:.0f} MiB, measured {measured / _MIB:.0f} MiB ({event.ratio:.2f} of it)."
 
 
 def _evaluation_message(event: engine.Evaluation) -> str:

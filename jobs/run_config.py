@@ -13,6 +13,7 @@ from pathlib import Path
 from jobs.errors import InvalidRequestError
 from jobs.spec import JobSpec, LomoOptions
 from lomo_core.config import (
+    CalibrationConfig,
     ClipConfig,
     DataConfig,
     OptimizerConfig,
@@ -49,6 +50,10 @@ class RunPaths:
     """Checkpoint folders, newest first."""
     encoded: Path
     """Folder for the data as token ids, which the attempts of a job share."""
+    shapes: Path | None = None
+    """File of the model's shapes, to plan the run's memory with."""
+    calibration: CalibrationConfig | None = None
+    """What this host adds to a plan, where it was measured."""
 
 
 def to_train_config(spec: JobSpec, paths: RunPaths) -> TrainConfig:
@@ -88,6 +93,8 @@ def to_train_config(spec: JobSpec, paths: RunPaths) -> TrainConfig:
         sample_prompts=tuple(options.sample_prompts),
         sample_max_new_tokens=options.sample_max_new_tokens,
         resume_from=tuple(str(path) for path in paths.resume_from),
+        shapes_path=None if paths.shapes is None else str(paths.shapes),
+        calibration=paths.calibration,
     )
 
 

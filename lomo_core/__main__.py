@@ -1,4 +1,5 @@
-"""The engine as a process: `python -m lomo_core train RUN_JSON | plan | shapes | evaluate | inspect | convert`.
+"""The engine as a process: `python -m lomo_core train RUN_JSON | plan | shapes | calibrate | evaluate | inspect |
+convert`.
 
 Exit codes are those of `errors.py`. A user's error is one line on stderr and a `failed` event, never a traceback; an
 unexpected error leaves its traceback on stderr, which the worker keeps, and exit code 1.
@@ -10,6 +11,7 @@ import, and `inspect` needs neither.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import importlib
 import json
@@ -19,7 +21,7 @@ import resource
 import sys
 import tempfile
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -28,7 +30,7 @@ from rich.console import Console
 
 from lomo_core.config import DataConfig, OptimizerName, Precision, TrainConfig
 from lomo_core.death_watch import start_death_watch
-from lomo_core.errors import ConfigError, DiskFullError, EngineError
+from lomo_core.errors import ConfigError, DiskFullError, EngineError, OutOfMemoryError
 from lomo_core.events import Failed
 from lomo_core.journal import Journal
 from lomo_core.memory.plan import Norm, Setting
@@ -75,19 +77,16 @@ def main(argv: list[str], environment: MutableMapping[str, str]) -> int:
 
 
 def _run_command(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
-    match arguments.command:
-        case "train":
-            return _train(Path(arguments.run_json), environment)
-        case "evaluate":
-            return _evaluate(arguments, environment)
-        case "convert":
-            return _convert(arguments, environment)
-        case "plan":
-            return _plan(arguments)
-        case "shapes":
-            return _shapes(Path(arguments.config))
-        case _:
-            return _inspect(Path(arguments.model))
+    commands: dict[str, Callable[[], int]] = {
+        "train": lambda: _train(Path(arguments.run_json), environment),
+        "evaluate": lambda: _evaluate(arguments, environment),
+        "convert": lambda: _convert(arguments, environment),
+        "plan": lambda: _plan(arguments),
+        "shapes": lambda: _shapes(Path(arguments.config)),
+        "calibrate": lambda: _calibrate(environment),
+        "inspect": lambda: _inspect(Path(arguments.model)),
+    }
+    return commands[arguments.command]()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--num-ranks", type=_at_least_one, default=1, help="devices that share the weights")
     shapes = commands.add_parser("shapes", help="print what a plan needs to know of a model, as JSON")
     shapes.add_argument("--config", required=True, help="config.json, or the folder that it is in")
+    commands.add_parser("calibrate", help="measure what this CPU host adds to a plan, as JSON")
     inspect = commands.add_parser("inspect", help="check a model folder and print its facts")
     inspect.add_argument("--model", required=True, help="model folder")
     convert = commands.add_parser("convert", help="make a model folder of a GGUF file")
@@ -139,13 +139,19 @@ def _run(config: TrainConfig, journal: Journal, stop: StopRequest, environment: 
         _set_up_torch(environment)
         importlib.import_module("lomo_core.trainer").Trainer(config, journal, stop).run()
     except EngineError as error:
-        _record(journal, Failed(code=error.code, message=error.message, param=error.param))
+        _record(journal, _failed(error))
         raise
     except BaseException as error:
         _record(journal, Failed(code=EngineError.code, message=f"unexpected {type(error).__name__}: {error}"))
         raise
     finally:
         journal.close()
+
+
+def _failed(error: EngineError) -> Failed:
+    if isinstance(error, OutOfMemoryError):
+        return Failed(code=error.code, message=error.message, memory=error.memory, suggestion=error.suggestion)
+    return Failed(code=error.code, message=error.message, param=error.param)
 
 
 def _record(journal: Journal, failed: Failed) -> None:
@@ -197,6 +203,12 @@ def _shapes(config: Path) -> int:
     shapes = importlib.import_module("lomo_core.memory.shapes")
     read_config = importlib.import_module("lomo_core.plan_command").read_config
     sys.stdout.write(shapes.read_shapes(read_config(config)).to_json() + "\n")
+    return 0
+
+
+def _calibrate(environment: MutableMapping[str, str]) -> int:
+    _set_up_torch(environment)
+    _print_json(dataclasses.asdict(importlib.import_module("lomo_core.calibrate").calibrate()))
     return 0
 
 

@@ -20,6 +20,7 @@ from lomo_core.clipping_choice import (
 )
 from lomo_core.config import OptimizerConfig, TrainConfig
 from lomo_core.data.packing_check import check_packing
+from lomo_core.events import MemoryBytes
 from lomo_core.execute.plain import PlainExecutor
 from lomo_core.journal import Journal
 from lomo_core.memory.meter import Meter
@@ -45,19 +46,30 @@ class Training:
     optimizer: RunOptimizer
     meter: Meter
     executor: PlainExecutor
-    keeps_graph: bool
-    """The optimizer walks each graph twice."""
+    way: ExactWay | None
+    """How the norm is had before the first update, where it is needed there."""
+
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether the optimizer walks each graph twice."""
+        return self.way == "second_backward"
 
 
 def build_training(
-    config: TrainConfig, source: str | Path, *, device: torch.device, tokens_per_step: float, journal: Journal
+    config: TrainConfig,
+    source: str | Path,
+    *,
+    device: torch.device,
+    tokens_per_step: float,
+    journal: Journal,
+    planned: MemoryBytes | None,
 ) -> Training:
-    """Load the weights at `source` and put the run's optimizer on them.
+    """Load the weights at `source` and put the run's optimizer on them. `planned`: what to tell where they do not fit.
 
     Raises:
         EngineError: of the class that names the cause.
     """
-    with out_of_memory_named("while loading the model", lambda: None):
+    with out_of_memory_named("while loading the model", lambda: planned, is_loading=True):
         model = load_model(source, precision=config.precision, device=device)
     if config.data.packing:
         check_packing(model)
@@ -66,17 +78,11 @@ def build_training(
     way = exact_way(config, model, device=device, tokens_per_step=tokens_per_step, journal=journal)
     optimizer = build_optimizer(config, model, way=way)
     meter = Meter(model, optimizer, device)
-    with out_of_memory_named("while trying the model's head", lambda: None):
+    with out_of_memory_named("while trying the model's head", lambda: planned, is_loading=True):
         executor = PlainExecutor(model, optimizer, meter)
     if executor.has_own_head:
         journal.say("info", "this architecture does more in its head than multiply: its logits are made as a whole")
-    return Training(
-        model=model,
-        optimizer=optimizer,
-        meter=meter,
-        executor=executor,
-        keeps_graph=way == "second_backward",
-    )
+    return Training(model=model, optimizer=optimizer, meter=meter, executor=executor, way=way)
 
 
 def exact_way(

@@ -183,6 +183,20 @@ class DataConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationConfig:
+    """What a CPU host adds to every run (`memory/process.py`), as `python -m lomo_core calibrate` prints it."""
+
+    base_bytes: int
+    """Resident after the imports."""
+    libraries_bytes: int
+    """Code and tables that the first step brings."""
+
+    def __post_init__(self) -> None:
+        for name in ("base_bytes", "libraries_bytes"):
+            _at_least(self, name, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """One attempt at a run. Every path is absolute; the engine writes below `run_dir` and `data.cache_dir` and
     nowhere else."""
@@ -217,6 +231,11 @@ class TrainConfig:
     sample_max_new_tokens: int = 64
     resume_from: tuple[str, ...] = ()
     """Checkpoint folders, newest first; the first valid one is taken, each rejected one is reported."""
+    shapes_path: str | None = None
+    """File of the model's shapes (`python -m lomo_core shapes`): the run's memory is then planned, held against what is
+    measured, and a smaller setting named where it does not suffice."""
+    calibration: CalibrationConfig | None = None
+    """What this host adds to a plan; None: figures of another CPU host."""
 
     def __post_init__(self) -> None:
         _check_literals(self)

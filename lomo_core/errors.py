@@ -16,6 +16,10 @@ EngineError                  1   engine_error            unexpected: a defect of
 
 from __future__ import annotations
 
+from typing import Any
+
+from lomo_core.events import MemoryBytes
+
 
 class EngineError(Exception):
     """An error whose text is written for the person who submitted the job.
@@ -72,10 +76,20 @@ class CheckpointError(Exception):
 
 
 class OutOfMemoryError(EngineError):
-    """The device or the host has too little memory for this run."""
+    """The device or the host has too little memory for this run.
+
+    `memory` and `suggestion` are as in the `failed` event.
+    """
 
     code = "out_of_memory"
     exit_code = 14
+
+    def __init__(
+        self, message: str, *, memory: MemoryBytes | None = None, suggestion: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.memory = memory
+        self.suggestion = suggestion
 
 
 class DivergedError(EngineError):

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 JOURNAL_NAME = "journal.jsonl"
 
@@ -60,6 +60,8 @@ class Started:
     """PyTorch's name of the device, and what it is: `cpu (AMD EPYC)`, `cuda:0 (NVIDIA H100)`."""
     device_bytes: int | None
     """Memory of the device in all, or None where it is not known."""
+    planned: MemoryBytes | None = None
+    """What the step of the longest batch is to take; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +159,21 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryVerdict:
+    """How right the plan was for the steps of this attempt; written before the end of a run that was planned."""
+
+    type: ClassVar[str] = "memory_verdict"
+    step: int
+    """The one with the highest peak, the first of several."""
+    planned: MemoryBytes
+    """As in `Started`."""
+    measured: MemoryBytes
+    """That step's."""
+    ratio: float
+    """Planned peak over measured peak."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """The tuned model is complete on disk."""
 
@@ -183,14 +200,29 @@ class Failed:
     code: str
     message: str
     param: str | None = None
+    memory: MemoryBytes | None = None
+    """Where memory ran out: of the step that failed, as far as it came; the planned one where the model itself could
+    not be loaded."""
+    suggestion: dict[str, Any] | None = None
+    """The least change that would fit by the plan: options by name, and `peak_bytes` of the run with them."""
 
 
-Event = Message | Started | Step | Skipped | RolledBack | Evaluation | Sample | Checkpoint | Finished | Failed
+Event = (
+    Message
+    | Started
+    | Step
+    | Skipped
+    | RolledBack
+    | Evaluation
+    | Sample
+    | Checkpoint
+    | MemoryVerdict
+    | Finished
+    | Failed
+)
 
-EVENT_TYPES: dict[str, type[Event]] = {
-    cls.type: cls
-    for cls in (Message, Started, Step, Skipped, RolledBack, Evaluation, Sample, Checkpoint, Finished, Failed)
-}
+EVENT_TYPES: dict[str, type[Event]] = {cls.type: cls for cls in get_args(Event)}
+_MEMORY_FIELDS = frozenset({"memory", "planned", "measured"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +255,8 @@ def decode_line(raw: bytes) -> JournalLine:
     if cls is Step and body.get("loss") is None:
         body["loss"] = math.nan
     try:
-        if "memory" in body:
-            body["memory"] = MemoryBytes(**body["memory"])
+        for name in _MEMORY_FIELDS & body.keys():
+            body[name] = None if body[name] is None else MemoryBytes(**body[name])
         return JournalLine(float(time), cls(**body))
     except TypeError as error:
         raise ValueError(f"not a valid {cls.type!r} event: {error}") from error

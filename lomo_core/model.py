@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lomo_core.config import Precision
 from lomo_core.errors import ModelError
 from lomo_core.model_folder import read_model_folder
+from lomo_core.oom import is_out_of_memory
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # What transformers raises for folders that its own checks or a model's constructor refuse.
@@ -87,6 +88,8 @@ def load_model(path: str | Path, *, precision: Precision, device: torch.device) 
             output_loading_info=True,
         )
     except LOAD_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"the model cannot be loaded: {error}", param="model") from error
     model, info = loaded
     missing = sorted(info["missing_keys"])

@@ -23,6 +23,8 @@ _NOT_OF_THE_RUN = (
     "eval_every_steps",
     "sample_prompts",
     "sample_max_new_tokens",
+    "shapes_path",
+    "calibration",
 )
 
 

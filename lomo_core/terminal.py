@@ -15,6 +15,7 @@ from lomo_core.events import (
     Evaluation,
     Event,
     Finished,
+    MemoryVerdict,
     Message,
     RolledBack,
     Sample,
@@ -68,6 +69,9 @@ def _line(event: Event) -> str | None:
             line = f"went back to step {event.step}; steps {event.first_skipped} to {event.last_skipped} are left out"
         case Sample():
             line = f"step {event.step}, sample: {event.prompt!r} -> {event.text!r}"
+        case MemoryVerdict():
+            planned, measured = event.planned.peak_bytes / 2**20, event.measured.peak_bytes / 2**20
+            line = f"memory: {planned:.0f} MiB were planned, {measured:.0f} measured (step {event.step})"
         case Finished():
             line = f"step {event.step}: the model is in {event.model_path} ({event.seconds:.0f} s)"
     return line

@@ -37,6 +37,7 @@ from lomo_core.oom import out_of_memory_named
 from lomo_core.probe import try_batch
 from lomo_core.resume_points import ResumePoint, drop_abandoned, earlier_checkpoints, newest_valid
 from lomo_core.run_identity import run_sha256
+from lomo_core.run_memory import BatchShape, RunMemory
 from lomo_core.run_plan import RunPlan
 from lomo_core.seeding import mix
 from lomo_core.stop import StopRequest
@@ -108,8 +109,29 @@ class Trainer:
         self._run_sha256 = run_sha256(config)
         given = map(Path, config.resume_from)
         with self._stop.interrupting():
-            self._load(newest_valid(given, run_sha256=self._run_sha256, stop=self._stop, journal=self._journal))
+            found = newest_valid(given, run_sha256=self._run_sha256, stop=self._stop, journal=self._journal)
+            first = 0 if found is None else found[1].step
+            self._longest_step = self._find_longest_step(first)
+            self._memory = self._foresee_memory()
+            self._load(found)
+        self._memory.settle(self._training, starts_with_longest=self._longest_step == first)
         self._announce()
+
+    def _find_longest_step(self, first: int) -> int | None:
+        """Of the steps from `first` on, the one with the longest batch; None where none is left."""
+        total_steps = self._plan.total_steps
+        return self._data.longest_step(first=first, total_steps=total_steps) if first < total_steps else None
+
+    def _foresee_memory(self) -> RunMemory:
+        step = self._longest_step
+        longest = None if step is None else BatchShape.of(self._data.batch(step))
+        return RunMemory(
+            self._config,
+            longest,
+            longest_row=self._data.counts.longest_row,
+            device=self._device,
+            journal=self._journal,
+        )
 
     def _load(self, found: ResumePoint | None) -> None:
         """Load the weights of a verified checkpoint and stand where it stands; without one, the base model's."""
@@ -120,6 +142,7 @@ class Trainer:
             device=self._device,
             tokens_per_step=self._plan.tokens_per_step,
             journal=self._journal,
+            planned=self._memory.planned,
         )
         if found is None:
             self._step, self._saved_step, self._num_trained_tokens = 0, -1, 0
@@ -145,6 +168,7 @@ class Trainer:
                 num_trainable_tokens=self._data.counts.num_trained,
                 device=device,
                 device_bytes=device_bytes,
+                planned=self._memory.planned,
             )
         )
 
@@ -152,16 +176,16 @@ class Trainer:
 
     def _try_longest_batch(self) -> None:
         """Let a run that will not fit fail now. On a resumed run too: it may be on another machine."""
-        if self._step == self._plan.total_steps:
+        step = self._longest_step
+        if step is None:
             return
-        step = self._data.longest_step(first=self._step, total_steps=self._plan.total_steps)
         batch = self._plan.batch_of(step)
         rows, width = batch.input_ids.shape
         what = f"the longest batch (step {step + 1}: {rows} rows of {width} tokens)"
         self._journal.say("info", f"trying {what}")
         training = self._training
         training.model.train()
-        with out_of_memory_named(f"on {what}", training.meter.broken_off):
+        with out_of_memory_named(f"on {what}", training.meter.broken_off, suggest=self._memory.suggest):
             try_batch(training, batch)
         self._stop.raise_if_requested()
 
@@ -198,7 +222,7 @@ class Trainer:
         torch.manual_seed(mix(self._config.seed, step, _DROPOUT))
         scale = optimizer.loss_scale
         with (
-            out_of_memory_named(f"in step {step + 1}", meter.broken_off),
+            out_of_memory_named(f"in step {step + 1}", meter.broken_off, suggest=self._memory.suggest),
             disk_full_named("what gradients were put aside"),
         ):
             meter.begin_step()
@@ -206,6 +230,7 @@ class Trainer:
             result = self._training.executor.run([batch])
             memory = meter.end_step()
         self._step += 1
+        self._memory.note_step(self._step, memory)
         self._num_trained_tokens += batch.num_trained
         seconds = time.perf_counter() - start
         self._last_loss = result.loss
@@ -334,6 +359,9 @@ class Trainer:
         path = Path(self._config.run_dir) / "model"
         best_path = self._evaluations.kept_best_path
         model_step, sha256 = self._evaluations.write_final_model(path, self._training, step=self._step)
+        verdict = self._memory.judge()
+        if verdict is not None:
+            self._journal.write(verdict)
         self._journal.write(
             Finished(
                 step=self._step,

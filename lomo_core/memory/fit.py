@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lomo_core.memory.model_shapes import ModelShapes
 from lomo_core.memory.plan import Plan, Setting, plan
@@ -17,6 +18,13 @@ from lomo_core.memory.plan import Plan, Setting, plan
 # Lengths that are proposed: multiples of what hardware likes, or else the shortest that a run may have.
 _LENGTH_STEP = 64
 _LEAST_LENGTH = 8
+# What may change, and what a run calls it.
+_OPTIONS = {
+    "optimizer": "optimizer",
+    "batch_size": "batch_size",
+    "seq_length": "max_seq_length",
+    "activation_checkpointing": "activation_checkpointing",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +33,14 @@ class Fitting:
 
     setting: Setting
     plan: Plan
+
+    def changes(self, given: Setting) -> dict[str, Any]:
+        """What is other than in `given`, by the names of a run's options."""
+        return {
+            name: getattr(self.setting, field)
+            for field, name in _OPTIONS.items()
+            if getattr(self.setting, field) != getattr(given, field)
+        }
 
 
 def largest_that_fits(

@@ -54,6 +54,8 @@ class Setting:
     """transformers' name; None: the one that the model chooses."""
     is_padded: bool = True
     """Whether rows of a batch differ in length."""
+    masks_one_row: bool = False
+    """Whether a batch of one row needs a mask too: it is padded to a width, or several rows are packed in it."""
     trained_share: float = 1.0
     """Of the tokens: those with a loss reach the head, others do not."""
     norm: Norm = "one_pass"
@@ -71,6 +73,13 @@ class Setting:
     def itemsize(self) -> int:
         """Bytes of a weight."""
         return ITEMSIZE[self.precision]
+
+    @property
+    def rows(self) -> Rows:
+        """Under which of a model's masks its rows come."""
+        if self.batch_size == 1:
+            return "padded" if self.masks_one_row else "one"
+        return "padded" if self.is_padded else "equal"
 
     @property
     def is_fused(self) -> bool:
@@ -138,8 +147,7 @@ class _Planner:
         self._trained = max(1, round(self._tokens * setting.trained_share))
         self._hidden_bytes = self._tokens * shapes.hidden_size * self._itemsize
         attention = setting.attention or shapes.traces[0].variant.attention
-        rows: Rows = "one" if setting.batch_size == 1 else "padded" if setting.is_padded else "equal"
-        variant = Variant(itemsize=self._itemsize, attention=attention, rows=rows)
+        variant = Variant(itemsize=self._itemsize, attention=attention, rows=setting.rows)
         traces = shapes.find_traces(variant)
         if traces is None:
             raise ValueError(f"{shapes.architecture} was not traced with {attention} attention")
@@ -296,8 +304,12 @@ class _Planner:
         return Phase(name="update", gradients_bytes=gradients, transient_bytes=transient)
 
     def _retained_bytes(self) -> int:
-        """What a first backward pass leaves as it is, because a second one walks the same graph; 0 without one."""
-        return self._after_forward() + self._head_saved_bytes() if self._setting.norm == "second_backward" else 0
+        """What a first backward pass leaves as it is, because a second one walks the same graph; 0 without one.
+
+        The baselines never need one: their gradients are all there.
+        """
+        is_walked_twice = self._setting.is_fused and self._setting.norm == "second_backward"
+        return self._after_forward() + self._head_saved_bytes() if is_walked_twice else 0
 
     # -- gradients ------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """From a plan's tensors to a process's memory on a CPU host: what the interpreter, the libraries and the heap add.
 
-    process = base + libraries + plan + holes
+    process = base + libraries + plan + holes + gradients put aside in host memory
 
 - base: resident after the imports, before a model; 330 MB here.
 - libraries: code and tables that the first step of any model brings (oneDNN, MKL, generated kernels).
@@ -42,7 +42,12 @@ TYPICAL = Calibration(base_bytes=330 * 2**20, libraries_bytes=45 * 2**20)
 
 def process_peak_bytes(plan: Plan, calibration: Calibration) -> int:
     """The largest resident set of a run's process."""
-    return calibration.base_bytes + calibration.libraries_bytes + plan.peak_bytes + holes_bytes(plan)
+    return added_bytes(plan, calibration) + plan.peak_bytes
+
+
+def added_bytes(plan: Plan, calibration: Calibration) -> int:
+    """What the process holds at its peak beside the plan's own."""
+    return calibration.base_bytes + calibration.libraries_bytes + holes_bytes(plan) + plan.host_bytes
 
 
 def holes_bytes(plan: Plan) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -12,6 +13,8 @@ from jobs.errors import LeaseLostError
 from lomo_core import events as engine
 
 from .conftest import ORGANIZATION, POLICY, claim, submit
+
+MIB = 1 << 20
 
 
 def step(number: int, *, loss: float = 1.0, peak: int = 100) -> engine.Step:
@@ -143,6 +146,50 @@ def test_the_best_evaluation_is_told_with_checkpoints_and_model(db: Database) ->
     assert written.message == f"Model of step 2 written after 3 s, weights sha256 {'ab' * 6}"
     assert written.data is not None
     assert (written.data["model_step"], written.data["best_step"]) == (2, 2)
+
+
+MEMORY = step(1, peak=530 * MIB).memory
+
+
+def test_planned_and_measured_memory_are_told(db: Database) -> None:
+    job = submit(db)
+    lease = claim(db).lease
+    planned = replace(MEMORY, peak_bytes=512 * MIB)
+    started = engine.Started(
+        step=0,
+        total_steps=9,
+        num_parameters=5,
+        num_train_rows=3,
+        num_truncated_rows=1,
+        num_trainable_tokens=9,
+        device="cpu (x)",
+        device_bytes=None,
+        planned=planned,
+    )
+    verdict = engine.MemoryVerdict(step=7, planned=planned, measured=MEMORY, ratio=512 / 530)
+    eventlog.ship(db, lease, lines(started, verdict), attempt=1, relative=relative)
+    row = reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id)
+    assert row.run is not None
+    assert row.run["planned"] == asdict(planned)
+    *_, told = reads.events_since(db, job_id=job.id, seq=0, limit=100)
+    assert (told.level, told.message) == ("info", "Memory: planned 512 MiB, measured 530 MiB (0.97 of it).")
+    assert told.data == {"step": 7, "planned": asdict(planned), "measured": asdict(MEMORY)}
+
+
+def test_what_was_held_when_memory_ran_out_is_told_with_what_would_fit(db: Database) -> None:
+    job = submit(db)
+    lease = claim(db).lease
+    suggestion = {"batch_size": 2, "activation_checkpointing": True, "peak_bytes": 500}
+    failed = engine.Failed(code="out_of_memory", message="too much", memory=MEMORY, suggestion=suggestion)
+    eventlog.ship(db, lease, lines(failed), attempt=1, relative=relative)
+    *_, told = reads.events_since(db, job_id=job.id, seq=0, limit=100)
+    assert told.message == "The engine ended: out_of_memory."
+    assert told.data == {
+        "code": "out_of_memory",
+        "param": None,
+        "memory": asdict(MEMORY),
+        "suggestion": suggestion,
+    }
 
 
 def test_shipping_again_is_harmless_and_a_hole_is_refused(db: Database) -> None:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lomo_core.config import ClipConfig, DataConfig, OptimizerConfig, ParamGroupConfig, TrainConfig
+from lomo_core.config import CalibrationConfig, ClipConfig, DataConfig, OptimizerConfig, ParamGroupConfig, TrainConfig
 from lomo_core.errors import EXIT_CODES, ConfigError, EngineError
-from lomo_core.events import EVENT_TYPES, JournalLine, MemoryBytes, Message, Step, decode_line, encode_line
+from lomo_core.events import (
+    EVENT_TYPES,
+    Failed,
+    JournalLine,
+    MemoryBytes,
+    MemoryVerdict,
+    Message,
+    Step,
+    decode_line,
+    encode_line,
+)
 from lomo_core.journal import Journal
 
 MINIMAL: dict[str, Any] = {"run_dir": "/r", "model_path": "/m", "data": {"train_path": "/t"}}
@@ -51,6 +62,8 @@ def test_a_configuration_survives_the_wire() -> None:
         sample_prompts=("hello",),
         max_steps=7,
         resume_from=("/a", "/b"),
+        shapes_path="/s",
+        calibration=CalibrationConfig(base_bytes=300, libraries_bytes=40),
     )
     assert TrainConfig.from_json(config.to_json()) == config
 
@@ -86,6 +99,8 @@ def test_a_configuration_survives_the_wire() -> None:
         ({"optimizer": {"learning_rate": 0}}, "learning_rate"),
         ({"optimizer": {"clip": {"mode": "bad"}}}, "mode"),
         ({"schedule": {"warmup_ratio": 1}}, "warmup_ratio"),
+        ({"calibration": {"base_bytes": 1}}, "calibration.libraries_bytes"),
+        ({"calibration": {"base_bytes": -1, "libraries_bytes": 0}}, "base_bytes"),
     ],
 )
 def test_a_bad_configuration_names_its_field(changes: dict[str, Any], param: str) -> None:
@@ -137,6 +152,14 @@ def test_events_survive_the_journal(tmp_path: Path) -> None:
     assert second == Message(level="warn", message="h\u00e9 \n ?")
 
 
+def test_what_is_said_of_memory_survives_the_journal() -> None:
+    memory = step().memory
+    verdict = MemoryVerdict(step=2, planned=memory, measured=replace(memory, peak_bytes=20), ratio=0.75)
+    failed = Failed(code="out_of_memory", message="m", memory=memory, suggestion={"batch_size": 2, "peak_bytes": 9})
+    for event in (verdict, failed, replace(failed, memory=None, suggestion=None)):
+        assert decode_line(encode_line(JournalLine(1.0, event))).event == event
+
+
 def test_floats_that_are_not_finite_are_null_on_the_wire() -> None:
     raw = encode_line(JournalLine(1.0, step(loss=math.nan, grad_norm=math.inf)))
     assert json.loads(raw)["loss"] is None
@@ -172,4 +195,4 @@ def test_a_journal_of_one_torn_line_is_emptied(tmp_path: Path) -> None:
 def test_codes_are_one_to_one() -> None:
     assert len({error.code for error in EXIT_CODES.values()}) == len(EXIT_CODES)
     assert EXIT_CODES[1] is EngineError
-    assert len(EVENT_TYPES) == 10
+    assert len(EVENT_TYPES) == 11

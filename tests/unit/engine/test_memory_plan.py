@@ -9,63 +9,14 @@ from dataclasses import replace
 import pytest
 
 from lomo_core.config import OptimizerName
-from lomo_core.memory.model_shapes import (
-    BlockKind,
-    BlockTraces,
-    ModelShapes,
-    Polynomial,
-    Trace,
-    Traces,
-    Variant,
-)
 from lomo_core.memory.paper import activations_of_2023, activations_today, table1, table2
-from lomo_core.memory.plan import Setting, optimizer_bytes, plan
-
-H, VOCAB, LAYERS = 8, 1000, 2
-BLOCK = 2 * H * H + H
-X = H * 4  # bytes of hidden states, per token, in fp32
-
-
-def _trace(saved: int, backward: int, fixed: int = 0) -> Trace:
-    return Trace(
-        saved=Polynomial(columns=saved),
-        forward=(Polynomial(columns=saved),),
-        backward=(Polynomial(fixed=fixed, columns=backward),),
-    )
-
-
-def _shapes(*, is_tied: bool = False) -> ModelShapes:
-    """Two blocks of two 8 x 8 matrices and a vector; a block keeps 100 bytes a token, 150 at its backward's peak, where
-    a matrix' gradient is alive."""
-    block = BlockTraces(
-        _trace(100, 150, 4 * H * H), _trace(100, 150, 4 * BLOCK), _trace(X, 150, 4 * H * H), _trace(X, 150, 4 * BLOCK)
-    )
-    around = _trace(5 + X, 40)
-    variant = Variant(itemsize=4, attention="sdpa", rows="one")
-    traces = Traces(variant=variant, blocks=(block,), arguments=Polynomial(columns=5), around=around)
-    return ModelShapes(
-        architecture="ByHand",
-        parameters=(((VOCAB, H), 1 if is_tied else 2), ((H, H), 2 * LAYERS), ((H,), LAYERS + 1)),
-        buffers_bytes=16,
-        vocab_size=VOCAB,
-        hidden_size=H,
-        is_tied=is_tied,
-        has_plain_head=True,
-        is_checkpointable=True,
-        max_seq_length=None,
-        kinds=(BlockKind(name="Block", count=LAYERS, num_parameters=BLOCK, largest_parameter=H * H),),
-        order=(0,) * LAYERS,
-        traces=(traces,),
-    )
-
-
-LOMO = Setting(precision="fp32", seq_length=10, activation_checkpointing=False)
-# Of the batch: hidden states, int64 ids, and what the blocks are called with.
-BEFORE_BLOCKS = 10 * (X + 8 + 5)
+from lomo_core.memory.plan import optimizer_bytes, plan
+from lomo_core.memory.process import Calibration, added_bytes, holes_bytes, process_peak_bytes
+from tests.support.shapes_by_hand import BEFORE_BLOCKS, BLOCK, LAYERS, LOMO, VOCAB, H, X, shapes_by_hand
 
 
 def test_parameters_and_buffers() -> None:
-    found = plan(_shapes(), LOMO)
+    found = plan(shapes_by_hand(), LOMO)
     assert found.parameters_bytes == 4 * (2 * VOCAB * H + LAYERS * BLOCK + H)
     # Scratch of the update in fp32: one block of 2^18 numbers.
     assert found.buffers_bytes == 16 + 4 * 2**18
@@ -75,28 +26,28 @@ def test_activations_are_what_the_forward_pass_leaves() -> None:
     # The last norm's output has gone; the trained tokens' hidden states, targets and log-sum-exp have come.
     head = 10 * (X + 8 + 4) - 10 * X
     after = BEFORE_BLOCKS + LAYERS * 10 * 100 + 10 * X + head
-    assert plan(_shapes(), LOMO).activations_bytes == after
+    assert plan(shapes_by_hand(), LOMO).activations_bytes == after
     checkpointed = replace(LOMO, activation_checkpointing=True)
-    assert plan(_shapes(), checkpointed).activations_bytes == after - LAYERS * 10 * (100 - X)
+    assert plan(shapes_by_hand(), checkpointed).activations_bytes == after - LAYERS * 10 * (100 - X)
 
 
 def test_the_last_blocks_backward_has_the_most_beside_it() -> None:
-    phases = {phase.name: phase for phase in plan(_shapes(), LOMO).phases}
+    phases = {phase.name: phase for phase in plan(shapes_by_hand(), LOMO).phases}
     # The first block's activations, the last block at its peak, one matrix' gradient (within the trace).
     assert phases["backward"].bytes == BEFORE_BLOCKS + 10 * 100 + 10 * 150 + 4 * H * H
     assert phases["backward"].gradients_bytes == 4 * H * H
 
 
 def test_a_second_backward_pass_keeps_the_whole_graph() -> None:
-    once = {phase.name: phase for phase in plan(_shapes(), LOMO).phases}
-    twice = plan(_shapes(), replace(LOMO, norm="second_backward"))
+    once = {phase.name: phase for phase in plan(shapes_by_hand(), LOMO).phases}
+    twice = plan(shapes_by_hand(), replace(LOMO, norm="second_backward"))
     backward = next(phase for phase in twice.phases if phase.name == "backward")
     assert backward.bytes == twice.activations_bytes - 10 * 100 + 10 * 150 + 4 * H * H
     assert backward.bytes > once["backward"].bytes
 
 
 def test_a_tied_weight_waits_in_rows_under_lomo_and_whole_under_adalomo() -> None:
-    shapes = _shapes(is_tied=True)
+    shapes = shapes_by_hand(is_tied=True)
     in_rows = plan(shapes, LOMO)
     backward = next(phase for phase in in_rows.phases if phase.name == "backward")
     assert backward.gradients_bytes == 4 * H * H + 10 * H * 4  # at most a row per token
@@ -116,11 +67,11 @@ def test_a_tied_weight_waits_in_rows_under_lomo_and_whole_under_adalomo() -> Non
     ],
 )
 def test_optimizer_states(optimizer: OptimizerName, num_bytes: int) -> None:
-    assert optimizer_bytes(_shapes(), replace(LOMO, optimizer=optimizer)) == num_bytes
+    assert optimizer_bytes(shapes_by_hand(), replace(LOMO, optimizer=optimizer)) == num_bytes
 
 
 def test_the_baselines_hold_every_gradient() -> None:
-    shapes = _shapes()
+    shapes = shapes_by_hand()
     num_bytes = 4 * shapes.num_parameters
     found = plan(shapes, replace(LOMO, optimizer="adamw"))
     assert found.gradients_bytes == num_bytes
@@ -130,20 +81,20 @@ def test_the_baselines_hold_every_gradient() -> None:
 
 
 def test_ranks_share_weights_and_states() -> None:
-    alone, shared = plan(_shapes(), LOMO), plan(_shapes(), replace(LOMO, num_ranks=2))
+    alone, shared = plan(shapes_by_hand(), LOMO), plan(shapes_by_hand(), replace(LOMO, num_ranks=2))
     gathered = max(2 * BLOCK, 2 * VOCAB * H + H) * 4
     assert shared.parameters_bytes == alone.parameters_bytes // 2 + gathered
 
 
 def test_a_spilled_gradient_is_on_the_host() -> None:
-    found = plan(_shapes(), replace(LOMO, norm="spill_memory"))
-    assert found.host_bytes == 4 * _shapes().num_parameters
-    assert plan(_shapes(), LOMO).host_bytes == 0
+    found = plan(shapes_by_hand(), replace(LOMO, norm="spill_memory"))
+    assert found.host_bytes == 4 * shapes_by_hand().num_parameters
+    assert plan(shapes_by_hand(), LOMO).host_bytes == 0
 
 
 def test_an_attention_that_was_not_traced_is_an_error() -> None:
     with pytest.raises(ValueError, match="not traced with eager"):
-        plan(_shapes(), replace(LOMO, attention="eager"))
+        plan(shapes_by_hand(), replace(LOMO, attention="eager"))
 
 
 def test_planning_takes_no_torch() -> None:
@@ -175,3 +126,22 @@ def test_table_2_of_the_paper_fits_its_cards() -> None:
     assert [row.model for row in rows] == ["7B", "13B", "30B", "65B"]
     assert all(row.fits for row in rows)
     assert all(abs(row.plan_gib / row.paper_gib - 1) < 0.15 for row in rows)
+
+
+def test_one_row_that_needs_a_mask_goes_by_the_traces_with_masks() -> None:
+    assert LOMO.rows == "one"
+    assert replace(LOMO, masks_one_row=True).rows == "padded"
+    assert replace(LOMO, batch_size=2).rows == "padded"
+    assert replace(LOMO, batch_size=2, is_padded=False, masks_one_row=True).rows == "equal"
+
+
+def test_a_baseline_walks_no_graph_twice() -> None:
+    adamw = replace(LOMO, optimizer="adamw")
+    assert plan(shapes_by_hand(), replace(adamw, norm="second_backward")) == plan(shapes_by_hand(), adamw)
+
+
+def test_what_is_put_aside_on_a_cpu_host_is_in_its_process() -> None:
+    found = plan(shapes_by_hand(), replace(LOMO, norm="spill_memory"))
+    host = Calibration(base_bytes=100, libraries_bytes=10)
+    assert added_bytes(found, host) == 110 + holes_bytes(found) + 4 * shapes_by_hand().num_parameters
+    assert process_peak_bytes(found, host) == added_bytes(found, host) + found.peak_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -15,6 +16,7 @@ from lomo_core.events import (
     Failed,
     Finished,
     MemoryBytes,
+    MemoryVerdict,
     Message,
     RolledBack,
     Sample,
@@ -87,6 +89,10 @@ def test_the_bar_follows_the_steps() -> None:
         (
             Checkpoint(step=3, path="/r/step-3", manifest_sha256="", num_bytes=1, train_loss=None),
             "step 3: checkpoint /r/step-3",
+        ),
+        (
+            MemoryVerdict(step=7, planned=replace(MEMORY, peak_bytes=2 << 20), measured=MEMORY, ratio=2 / 3),
+            "memory: 2 MiB were planned, 3 measured (step 7)",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,14 @@ def test_a_rate_of_another_familys_scale_is_warned_about(
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("x"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        torch.OutOfMemoryError("x"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("unable to mmap 4096 bytes from file </m/model.safetensors>: Cannot allocate memory (12)"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
 )
 def test_memory_that_runs_out_is_named_with_figures(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -134,14 +142,18 @@ def test_memory_that_runs_out_is_named_with_figures(
         raise error
 
     monkeypatch.setattr(trainer._training.executor, "run", run)
-    with pytest.raises(OutOfMemoryError, match=r"in step 2\. It held: parameters 0 MiB.*batch_size"):
+    with pytest.raises(OutOfMemoryError, match=r"in step 2\. It held: parameters 0 MiB.*batch_size") as caught:
         trainer._train_step()
+    assert caught.value.memory is not None and caught.value.memory.peak_bytes > 0
+    assert caught.value.suggestion is None, "without a plan nothing is known to fit"
     trainer._journal.close()
 
 
 def test_other_runtime_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="shapes"), out_of_memory_named("here", lambda: None):
         raise RuntimeError("shapes do not match")
+    with pytest.raises(FileNotFoundError), out_of_memory_named("here", lambda: None):
+        raise FileNotFoundError(errno.ENOENT, "no such file")
 
 
 def test_the_plain_executor_takes_one_micro_batch(tiny_model: Path) -> None:

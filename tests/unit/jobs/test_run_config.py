@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jobs.errors import InvalidRequestError
 from jobs.run_config import RunPaths, api_param, check_options, to_train_config
 from jobs.spec import JobSpec, LomoOptions
-from lomo_core.config import DEFAULT_LEARNING_RATES, OptimizerName, ParamGroupConfig, TrainConfig
+from lomo_core.config import DEFAULT_LEARNING_RATES, CalibrationConfig, OptimizerName, ParamGroupConfig, TrainConfig
 from lomo_core.errors import ConfigError
 from lomo_core.param_groups import group_parameters
 
@@ -27,6 +27,8 @@ PATHS = RunPaths(
     validation=Path("/d/files/v"),
     resume_from=(Path("/d/runs/j/attempt-1/checkpoints/step-20"), Path("/d/runs/j/attempt-1/checkpoints/step-10")),
     encoded=Path("/d/runs/j/tokens"),
+    shapes=Path("/d/shapes/s.json"),
+    calibration=CalibrationConfig(base_bytes=7, libraries_bytes=5),
 )
 # No option at its default, so that one that is not passed on shows.
 OPTIONS: dict[str, Any] = {
@@ -108,6 +110,8 @@ def test_every_option_reaches_the_engine() -> None:
             "/d/runs/j/attempt-1/checkpoints/step-20",
             "/d/runs/j/attempt-1/checkpoints/step-10",
         ),
+        "shapes_path": "/d/shapes/s.json",
+        "calibration": {"base_bytes": 7, "libraries_bytes": 5},
     }
     assert TrainConfig.from_json(config.to_json()) == config
 
