@@ -15,16 +15,9 @@ from jobs.errors import InvalidRequestError
 from jobs.spec import Choosable, JobSpec, LomoOptions
 from lomo_core.memory.fit import Fitting, largest_that_fits, nearest_that_fits
 from lomo_core.memory.model_shapes import ModelShapes
-from lomo_core.memory.plan import Plan, Setting, plan
+from lomo_core.memory.plan import Norm, Plan, Setting, plan
 
 CATEGORIES = ("parameters", "gradients", "optimizer", "activations")
-# What a run's setting is called in a request.
-_NAMES = {
-    "batch_size": "batch_size",
-    "activation_checkpointing": "activation_checkpointing",
-    "seq_length": "max_seq_length",
-    "optimizer": "optimizer",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +53,7 @@ class WontFitError(InvalidRequestError):
     code = "wont_fit"
 
     def __init__(self, found: Fitting, nearest: Fitting | None, room: Room) -> None:
-        changes = {} if nearest is None else changed_options(found.setting, nearest.setting)
+        changes = {} if nearest is None else nearest.changes(found.setting)
         super().__init__(_wont_fit_text(found, nearest, room, changes))
         self.details = {
             "host": {"name": room.host, "available_bytes": room.available_bytes, "overhead_bytes": room.overhead_bytes},
@@ -111,16 +104,18 @@ def choose(shapes: ModelShapes, setting: Setting, auto: Sequence[Choosable], roo
 
 def to_setting(options: LomoOptions, *, batch_size: int, model_length: int | None = None) -> Setting:
     """What of a job's options decides its memory. Rows are taken to be as long as they may be (by the options, and by
-    the model's positions), of different lengths, each token to have a loss, and the exact norm to come from a second
-    backward pass: the most that the engine may choose."""
+    the model's positions), of different lengths, each token to have a loss, and the exact norm, where the way to it is
+    left to the engine, to come from a second backward pass: the most that it may choose."""
     needs_norm = options.precision == "fp16" or options.clip.mode == "norm"
+    norm: Norm = "second_backward" if options.clip.exact == "auto" else options.clip.exact
     return Setting(
         optimizer=options.optimizer,
         precision=options.precision,
         batch_size=batch_size,
+        masks_one_row=True,
         seq_length=min(options.max_seq_length, model_length or options.max_seq_length),
         activation_checkpointing=options.activation_checkpointing,
-        norm="second_backward" if needs_norm and options.optimizer in ("lomo", "adalomo") else "one_pass",
+        norm=norm if needs_norm else "one_pass",
         rounding=options.rounding or "stochastic",
     )
 
@@ -130,13 +125,6 @@ def memory_by_category(found: Plan, *, overhead_bytes: int) -> dict[str, int]:
     parts = {f"{name}_bytes": getattr(found, f"{name}_bytes") for name in CATEGORIES}
     peak = found.peak_bytes + overhead_bytes
     return {**parts, "other_bytes": max(0, peak - sum(parts.values())), "peak_bytes": peak}
-
-
-def changed_options(before: Setting, after: Setting) -> dict[str, Any]:
-    """What differs between two settings, by the request's names."""
-    return {
-        name: getattr(after, field) for field, name in _NAMES.items() if getattr(after, field) != getattr(before, field)
-    }
 
 
 def _wont_fit_text(found: Fitting, nearest: Fitting | None, room: Room, changes: dict[str, Any]) -> str:

@@ -22,6 +22,8 @@ from jobs.errors import BusyError, InvalidRequestError
 from lomo_core.errors import EXIT_CODES, ModelError, UnforeseenModelError
 from lomo_core.memory.model_shapes import FORMAT, ModelShapes
 
+SHAPES_NAME = "shapes"
+"""Of the cache's folder in the data folder, which server and workers share."""
 # Five seconds on a quiet machine, whatever the model's size; a configuration of absurd size is given up after these.
 _PATIENCE_S = 90.0
 _MAX_MESSAGE_CHARS = 500

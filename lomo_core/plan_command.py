@@ -12,6 +12,7 @@ import transformers
 
 from lomo_core.config import OptimizerName
 from lomo_core.errors import ConfigError, ModelError
+from lomo_core.memory.lora import lora_peak_bytes
 from lomo_core.memory.model_shapes import ModelShapes
 from lomo_core.memory.plan import Plan, Setting, plan
 from lomo_core.memory.shapes import read_shapes
@@ -26,7 +27,7 @@ _BESIDE: tuple[OptimizerName, ...] = ("lomo", "adalomo", "sgd", "adamw")
 def plan_config(path: Path, setting: Setting) -> dict[str, Any]:
     """Plan a run of the model whose `config.json` (or whose folder) is at `path`.
 
-    `beside` has the peak of the same run under every optimizer.
+    `beside` has the peak of the same run under every optimizer, and under LoRA (at least).
 
     Raises:
         ModelError: the configuration cannot be read or asks for code, or transformers does not know the model.
@@ -39,7 +40,10 @@ def plan_config(path: Path, setting: Setting) -> dict[str, Any]:
         "num_parameters": shapes.num_parameters,
         "setting": dataclasses.asdict(setting),
         **describe(plan(shapes, setting)),
-        "beside": {name: plan(shapes, replace(setting, optimizer=name)).peak_bytes for name in _BESIDE},
+        "beside": {
+            **{name: plan(shapes, replace(setting, optimizer=name)).peak_bytes for name in _BESIDE},
+            "lora": lora_peak_bytes(shapes, setting),
+        },
     }
 
 

@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Mount
 from jobs.db import Database
 from jobs.dispatch import make_celery
 from jobs.migrate import head_revision
-from jobs.shape_cache import ShapeCache
+from jobs.shape_cache import SHAPES_NAME, ShapeCache
 from server import errors
 from server.auth import Authenticator
 from server.deps import authenticated
@@ -41,7 +41,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         broker=make_celery(settings.broker_url),
         authenticator=Authenticator(db),
         hub=Hub(db, settings),
-        shapes=ShapeCache(settings.data_dir / "shapes"),
+        shapes=ShapeCache(settings.data_dir / SHAPES_NAME),
         schema_revision=head_revision(),
     )
     app = FastAPI(

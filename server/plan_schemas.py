@@ -65,5 +65,5 @@ class Plan(BaseModel):
     peak_phase: str
     phases: list[PlanPhase]
     beside: dict[str, int]
-    """Peak of the same run under each optimizer."""
+    """Peak of the same run under each optimizer, and under LoRA (`lora`: at least, see lomo_core/memory/lora.py)."""
     fits: list[Fit]

@@ -19,6 +19,8 @@ from jobs import lifecycle, reads
 from jobs.db import Database
 from jobs.errors import LeaseLostError
 from jobs.lifecycle import Claim, HostReport
+from lomo_core.config import CalibrationConfig
+from worker.calibration import calibrate, run_overhead_bytes
 from worker.gpus import describe_devices, find_gpus, host_memory_bytes, measure_device
 from worker.heartbeat import HostPulse
 from worker.outage import NOT_READY, OUTAGES, StillAwayError, first_line, persist
@@ -52,6 +54,7 @@ class Node:
         self._rung = threading.Event()
         self._closed = threading.Event()
         self._lock_file: BinaryIO | None = None
+        self._calibration: CalibrationConfig | None = None
         self._pulse = threading.Thread(target=self._live, name="host-pulse", daemon=True)
 
     @property
@@ -144,7 +147,7 @@ class Node:
             self._send_ring()  # one message may stand for several jobs: another slot looks too
         has_ended = False
         try:
-            JobRunner(self.host, claim).run()
+            JobRunner(self.host, claim, calibration=self._calibration).run()
             has_ended = True
         except StillAwayError as error:
             log.warning("job_left_behind", job_id=claim.lease.job_id, error=str(error))
@@ -182,11 +185,14 @@ class Node:
         name = self.settings.worker_name
         gpus = find_gpus()
         device = measure_device(gpus)
+        if device.kind == "cpu" and self._calibration is None:
+            self._calibration = calibrate(self.settings, stopping=self._closed)
         report = HostReport(
             name=name,
             incarnation=self.incarnation,
             memory_bytes=host_memory_bytes(),
             available_bytes=device.available_bytes,
+            run_overhead_bytes=0 if self._calibration is None else run_overhead_bytes(self._calibration),
             device_kind=device.kind,
             devices=describe_devices(gpus),
             slots=self.settings.slots,

@@ -9,6 +9,7 @@ written.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import errno
 import sys
@@ -24,9 +25,11 @@ import structlog
 
 from jobs import catalog, lifecycle, reads
 from jobs.db import Database
-from jobs.errors import InvalidRequestError, LeaseLostError
+from jobs.errors import BusyError, InvalidRequestError, LeaseLostError
 from jobs.lifecycle import Claim, JobFailure, RetryPolicy
 from jobs.run_config import RUN_CONFIG_NAME, RunPaths, api_param, to_train_config
+from jobs.shape_cache import SHAPES_NAME, ShapeCache
+from lomo_core.config import CalibrationConfig
 from lomo_core.errors import ConfigError, DiskFullError
 from lomo_core.events import JOURNAL_NAME
 from worker.engine_process import EngineProcess, engine_environment, hub_environment
@@ -81,9 +84,10 @@ class Host:
 class JobRunner:
     """Runs one claimed job; `run` returns when the claim has ended, however it did."""
 
-    def __init__(self, host: Host, claim: Claim) -> None:
+    def __init__(self, host: Host, claim: Claim, *, calibration: CalibrationConfig | None = None) -> None:
         self._host = host
         self._claim = claim
+        self._calibration = calibration
         self._db = host.db
         self._settings = host.settings
         # Absolute, since the engine has another working directory and its paths come back in the journal.
@@ -165,13 +169,16 @@ class JobRunner:
         """Write the engine's specification into the attempt's folder."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         spec = self._claim.spec
+        model = self._find_model()
         paths = RunPaths(
             run_dir=self._folder,
-            model=self._find_model(),
+            model=model,
             train=self._find_file(spec.training_file, param="training_file"),
             validation=self._find_file(spec.validation_file, param="validation_file") if spec.validation_file else None,
             resume_from=self._find_checkpoints(),
             encoded=self._job_folder / ENCODED_NAME,
+            shapes=self._find_shapes(model),
+            calibration=self._calibration,
         )
         text = to_train_config(spec, paths).to_json()
         (self._folder / RUN_CONFIG_NAME).write_text(text, encoding="utf-8")
@@ -189,6 +196,20 @@ class JobRunner:
         if source.hub_id is None:
             raise AssertionError("a model is in a folder or on the hub")
         return self._download(source.hub_id)
+
+    def _find_shapes(self, model: Path) -> Path | None:
+        """Where the model's shapes are, by which the engine plans its memory; None where they are not known. The server
+        has read them when the job was created, unless the model has only just been downloaded."""
+        try:
+            config = (model / "config.json").read_bytes()
+        except OSError:
+            return None
+        shapes = ShapeCache(self._data_dir / SHAPES_NAME)
+        if model.is_relative_to(self._data_dir / "hub"):
+            with contextlib.suppress(InvalidRequestError, BusyError):
+                shapes.read(config)
+        path = shapes.path_of(config)
+        return path if path.is_file() else None
 
     def _download(self, hub_id: str) -> Path:
         self._persist(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from lomo_core.memory.plan import Plan
 
 # allocator.py: the most that a step leaves in holes.
-_MOST_HOLES_BYTES = 56 * 2**20
+MOST_HOLES_BYTES = 56 * 2**20
 # Of what comes and goes in a step: the share that is in holes at the peak; between 0.1 and 1 in nine settings of
 # bench/bench_memory.py, where a share of the largest phase up to the limit was off by at most 38 MB.
 _HOLES_SHARE = 0.6
@@ -53,4 +53,4 @@ def added_bytes(plan: Plan, calibration: Calibration) -> int:
 def holes_bytes(plan: Plan) -> int:
     """Free memory inside of the heap at a step's peak."""
     moving = max(phase.bytes for phase in plan.phases)
-    return min(_MOST_HOLES_BYTES, round(_HOLES_SHARE * moving))
+    return min(MOST_HOLES_BYTES, round(_HOLES_SHARE * moving))

@@ -14,6 +14,7 @@ from jobs.errors import InvalidRequestError
 from jobs.planning import choose, to_setting
 from jobs.spec import DEFAULT_BATCH_SIZE, Choosable, RequestedOptions
 from lomo_core.config import OptimizerName
+from lomo_core.memory.lora import lora_peak_bytes
 from lomo_core.memory.model_shapes import ModelShapes
 from lomo_core.memory.plan import Plan, Setting, plan
 from server import plan_schemas
@@ -68,10 +69,11 @@ def _describe(
     name: str | None, shapes: ModelShapes, setting: Setting, auto: list[Choosable], services: Services
 ) -> plan_schemas.Plan:
     found = plan(shapes, setting)
-    beside = {
+    beside: dict[str, int] = {
         optimizer: plan(shapes, replace(setting, optimizer=optimizer)).peak_bytes
         for optimizer in get_args(OptimizerName)
     }
+    beside["lora"] = lora_peak_bytes(shapes, setting)
     figures = {key: value for key, value in dataclasses.asdict(found).items() if key not in ("phases", "host_bytes")}
     return plan_schemas.Plan(
         model=name,

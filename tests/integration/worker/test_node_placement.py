@@ -10,6 +10,8 @@ import pytest
 from jobs import lifecycle, reads
 from jobs.db import Database
 from jobs.lifecycle import HostReport
+from lomo_core.memory.process import MOST_HOLES_BYTES
+from tests.support.fake_engine import CALIBRATION
 
 
 def capacity_bytes(db: Database) -> int:
@@ -36,7 +38,10 @@ def test_a_node_takes_only_what_fits_what_it_measured(bench: Any, wait_until: An
     node.start()
     host = wait_until(lambda: reads.find_host(bench.db, name="host-a"), 30, "the host")
     assert host.incarnation == node.incarnation
-    large, exact = (bench.submit(FINISH, planned_bytes=host.available_bytes + extra) for extra in (1, 0))
+    # By the engine's answer, and the most that a heap has in holes.
+    assert host.run_overhead_bytes == sum(CALIBRATION.values()) + MOST_HOLES_BYTES
+    capacity = host.available_bytes - host.run_overhead_bytes
+    large, exact = (bench.submit(FINISH, planned_bytes=capacity + extra) for extra in (1, 0))
     node.work()
     assert [bench.job(job_id).status for job_id in (large, exact)] == ["queued", "succeeded"]
 
