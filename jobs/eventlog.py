@@ -253,9 +253,11 @@ def _write_figures(session: Session, job: Job, lines: Sequence[NumberedLine]) ->
     """Bring the latest figures of the run to the job's row, from where lists and pages read them."""
     values: dict[str, Any] = {}
     peak = (job.memory or {}).get("peak_bytes", 0)
+    has_started = job.run is not None
     for _, line in lines:
         event = line.event
         if isinstance(event, engine.Started):
+            has_started = True
             values |= {"run": asdict(event), "step": event.step, "total_steps": event.total_steps}
         elif isinstance(event, engine.RolledBack | engine.Skipped):
             # A step that was passed over has no figures of its own.
@@ -272,6 +274,9 @@ def _write_figures(session: Session, job: Job, lines: Sequence[NumberedLine]) ->
             if event.memory.peak_bytes > peak:
                 peak = event.memory.peak_bytes
                 values["memory"] = asdict(event.memory)
+        elif isinstance(event, engine.Failed) and event.memory is not None and has_started:
+            # Where memory ran out: what was held there tells more than the peak of a step that fitted.
+            values["memory"] = asdict(event.memory)
     if values:
         session.execute(update(Job).where(Job.id == job.id).values(**values))
 

@@ -20,7 +20,7 @@ import redis
 import structlog
 
 from jobs import migrate
-from jobs.shape_cache import ShapeCache
+from jobs.shape_cache import SHAPES_NAME, ShapeCache
 from local.postgres import NOT_DURABLE, Postgres
 from local.valkey import Valkey
 
@@ -83,13 +83,19 @@ class KnownShapes:
 
     def give(self, data_dir: Path, *configs: Mapping[str, object]) -> None:
         """Put the shapes of models into a data folder, as if they had been planned there before."""
-        target = data_dir / "shapes"
-        target.mkdir(parents=True, exist_ok=True)
         for config in configs:
-            raw = json.dumps(config).encode()
-            self._cache.read(raw)
-            path = self._cache.path_of(raw)
-            shutil.copy(path, target / path.name)
+            self._give(data_dir, json.dumps(config).encode())
+
+    def give_file(self, data_dir: Path, config: Path) -> None:
+        """The same for a model's `config.json`."""
+        self._give(data_dir, config.read_bytes())
+
+    def _give(self, data_dir: Path, config: bytes) -> None:
+        target = data_dir / SHAPES_NAME
+        target.mkdir(parents=True, exist_ok=True)
+        self._cache.read(config)
+        path = self._cache.path_of(config)
+        shutil.copy(path, target / path.name)
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 from openai.types.fine_tuning import FineTuningJob
 
 from local.stack import Stack
@@ -119,6 +120,50 @@ def test_memory_is_measured_by_category(tuned: FineTuningJob) -> None:
     assert measured["optimizer_bytes"] == 0
     assert measured["activations_bytes"] > 0
     assert measured["peak_bytes"] == lomo["memory"]["measured_peak_bytes"] > measured["parameters_bytes"]
+
+
+def test_memory_was_planned_and_the_plan_is_judged(client: OpenAI, tuned: FineTuningJob) -> None:
+    memory = (tuned.model_extra or {})["lomo"]["memory"]
+    planned, measured = memory["planned"], memory["measured"]
+    for name in ("parameters", "optimizer"):
+        assert planned[f"{name}_bytes"] == measured[f"{name}_bytes"]
+    assert memory["planned_peak_bytes"] == planned["peak_bytes"]
+    # The process as a whole; `make bench-memory` holds 20 settings against 10 %.
+    assert 0.85 < planned["peak_bytes"] / measured["peak_bytes"] < 1.15
+    messages = [event.message for event in client.fine_tuning.jobs.list_events(tuned.id, limit=50)]
+    assert sum(message.startswith("Memory: planned ") for message in messages) == 1
+    assert any(message.startswith("Queued. Planned memory: ") for message in messages)
+
+
+def test_a_batch_that_cannot_fit_is_refused_and_auto_runs_it(stack: Stack, client: OpenAI, tmp_path: Path) -> None:
+    """The same tiny weights with positions for 16384 tokens: 256 such rows need a mask of 64 GiB alone."""
+    folder = make_tiny_model(stack.data_dir / "models" / "tiny-long")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 16384}), encoding="utf-8")
+    file_id = upload(client, write_jsonl(tmp_path / "train.jsonl", chat_rows(8)))
+
+    def create(batch_size: int | Literal["auto"], checkpointing: bool | Literal["auto"]) -> FineTuningJob:
+        options = {**LEARNING, "max_seq_length": 16384, "activation_checkpointing": checkpointing}
+        return client.fine_tuning.jobs.create(
+            model="tiny-long",
+            training_file=file_id,
+            method={"type": "supervised", "supervised": {"hyperparameters": {"batch_size": batch_size}}},
+            extra_body={"lomo": options},
+        )
+
+    with pytest.raises(BadRequestError) as refused:
+        create(256, False)
+    error = refused.value.body
+    assert isinstance(error, dict)
+    assert (error["code"], error["param"]) == ("wont_fit", None)
+    assert "The nearest setting that fits: " in error["message"]
+    assert error["plan"]["peak_bytes"] > error["host"]["available_bytes"]
+    assert error["nearest"]["peak_bytes"] <= error["host"]["available_bytes"]
+    job = finish(client, create("auto", "auto").id)
+    assert job.status == "succeeded", job.error
+    lomo = (job.model_extra or {})["lomo"]
+    assert lomo["auto"] == ["batch_size", "activation_checkpointing"]
+    assert job.hyperparameters.batch_size in (1, 2, 4)
 
 
 def test_plain_transformers_loads_the_result(tuned: FineTuningJob) -> None:

@@ -76,14 +76,14 @@ class Bench:
         self.nodes.append(Node(settings, send_ring=lambda: self.rings.append(None)))
         return self.nodes[-1]
 
-    def work_until_ended(self, node: Node, job_id: str) -> Job:
+    def work_until_ended(self, node: Node, job_id: str, *, timeout_s: float = 30) -> Job:
         """Let a node look at the queue until the job has ended: after a failure it comes back at the back-off's end."""
 
         def has_ended() -> bool:
             node.work()
             return JobStatus(self.job(job_id).status) in TERMINAL
 
-        wait_until_true(has_ended, 30, f"the end of {job_id}")
+        wait_until_true(has_ended, timeout_s, f"the end of {job_id}")
         return self.job(job_id)
 
     def job(self, job_id: str) -> Job:
