@@ -179,6 +179,20 @@ def test_the_tabs_show_events_checkpoints_evaluations_and_the_same_job_as_comman
     assert page.url.endswith("/config")
 
 
+def test_what_the_plan_has_chosen_is_marked(signed_in: OpenPage, dashboard: Dashboard) -> None:
+    job_id = submit(dashboard.db, "support-replies", auto=["batch_size", "activation_checkpointing"])
+    page = signed_in()
+    page.goto(f"{dashboard.url}/#/job/{job_id}/config")
+    panel = page.get_by_role("tabpanel")
+    chosen = panel.locator("dd", has_text="chosen by the plan")
+    expect(chosen).to_have_text(["4 chosen by the plan", "true chosen by the plan"])
+    names = panel.locator("dt", has=page.locator("xpath=following-sibling::dd[1][contains(., 'chosen')]"))
+    expect(names).to_have_text(["batch_size", "activation_checkpointing"])
+    # The same job again has the values, not the choice: another host might choose otherwise.
+    expect(panel.locator("pre")).to_contain_text('"batch_size":4')
+    expect(panel.locator("pre")).to_contain_text('"activation_checkpointing":true')
+
+
 def test_samples_are_told_by_prompt_and_step_and_never_as_markup(signed_in: OpenPage, dashboard: Dashboard) -> None:
     lomo = {"sample_prompts": ["Why?", "How?"], "param_groups": [{"pattern": "*.bias"}], "frozen": ["model.embed*"]}
     submit(dashboard.db, "support-replies", lomo=lomo)
