@@ -132,8 +132,7 @@ function Failure({ view, events }) {
       <b class="bad">${first}</b>
       ${REMEDIES[code] && html`<span> ${REMEDIES[code]}</span>`}
       <span class="faint mono xs"> ${code}</span>
-      ${rest.length > 0 && html`
-        <pre class="account" tabindex="0" role="region" aria-label="Account">${rest.join('\n')}</pre>`}
+      ${rest.length > 0 && html`<pre class="account">${rest.join('\n')}</pre>`}
       ${held && html`
         <div class="held">
           <${MemoryBar} measured=${held} planned=${view.planned} limit=${view.limit} height=${10} />
