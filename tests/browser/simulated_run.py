@@ -119,13 +119,7 @@ class SimulatedRun:
         It is claimed by the host `desk`, which is announced with room for everything unless it has been. `planned` is
         what the engine plans for the job's data.
         """
-        with db.read() as session:
-            announced = session.get(Host, _HOST_NAME) is not None
-        if not announced:
-            register(db, _HOST_NAME, available_mb=1_000_000, slots=100)
-        claim = lifecycle.claim(db, owner=_HOST, lease_s=_LEASE_S)
-        assert claim is not None, "no job is queued"
-        run = cls(db=db, lease=claim.lease, total_steps=total_steps, device_bytes=device_bytes)
+        run = cls.claim(db, total_steps=total_steps, device_bytes=device_bytes)
         run.begun -= steps_ago * run.step_s
         run._move_to_the_past(steps_ago * run.step_s)
         run._started()
@@ -134,6 +128,17 @@ class SimulatedRun:
                 job = session.get_one(Job, run.job_id)
                 job.run = {**(job.run or {}), "planned": planned}
         return run
+
+    @classmethod
+    def claim(cls, db: Database, *, total_steps: int, device_bytes: int = DEVICE_BYTES) -> SimulatedRun:
+        """Claim the oldest queued job, whose model is yet to be loaded."""
+        with db.read() as session:
+            announced = session.get(Host, _HOST_NAME) is not None
+        if not announced:
+            register(db, _HOST_NAME, available_mb=1_000_000, slots=100)
+        claim = lifecycle.claim(db, owner=_HOST, lease_s=_LEASE_S)
+        assert claim is not None, "no job is queued"
+        return cls(db=db, lease=claim.lease, total_steps=total_steps, device_bytes=device_bytes)
 
     def train(self, steps: int, *, loss: float | None = None) -> None:
         """Take further steps; `loss` replaces the formula's (NaN is shipped as such)."""

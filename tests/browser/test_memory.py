@@ -179,7 +179,21 @@ def test_a_job_that_ran_out_of_memory_keeps_its_table_and_shows_what_it_held(
     expect(failure.get_by_role("img")).to_have_attribute(
         "aria-label", "measured 2.02 GB, planned 1.14 GB, limit 2.00 GB"
     )
+    expect(failure.locator(".held")).to_contain_text("What the run held, in GB")
     expect(failure.locator(".figures")).to_contain_text("Activations 1.24")
     expect(page.locator(".where")).to_contain_text("step 40")
     expect(card.locator("h2")).to_contain_text("1.03 GB")
     expect(page.get_by_role("tabpanel")).to_contain_text("The engine ended: out_of_memory.")
+
+
+def test_a_model_that_could_not_be_loaded_shows_its_plan(signed_in: OpenPage, dashboard: Dashboard) -> None:
+    submit(dashboard.db, "support-replies", plan=PLAN)
+    run = SimulatedRun.claim(dashboard.db, total_steps=200)
+    run.run_out_of_memory("Out of memory while the model was loaded.", PLAN)
+    page = signed_in()
+    page.goto(f"{dashboard.url}/#/job/{run.job_id}")
+    failure = page.locator(".failure")
+    expect(failure.locator(".held")).to_contain_text("What the run needs by its plan, in GB")
+    bar = failure.get_by_role("img", name="not measured yet, planned 1.14 GB, limit not known")
+    expect(bar).to_have_class(re.compile("planned"))
+    expect(page.locator(".empty")).to_contain_text("There is nothing to draw: no step was taken.")

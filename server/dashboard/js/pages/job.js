@@ -121,23 +121,34 @@ const REMEDIES = {
   disk_full: 'Free space in the data folder, or keep fewer checkpoints.',
 };
 
-/** Cause and remedy. A message's further lines are a table; what the run held when its memory ran out is drawn, too. */
+/**
+ * What the run held when its memory ran out, as the engine's last event tells it. Where the model was not even loaded
+ * (its size is not known) it tells its plan.
+ */
+function Account({ view, memory }) {
+  const parts = byCategory(memory);
+  const isPlan = view.parameters === null;
+  return html`
+    <div class="held">
+      <p class="small muted">${isPlan ? 'What the run needs by its plan' : 'What the run held'}, in GB</p>
+      <${MemoryBar} measured=${isPlan ? null : parts} planned=${isPlan ? parts : view.planned} limit=${view.limit}
+        height=${10} />
+      <${MemoryFigures} parts=${parts} />
+    </div>`;
+}
+
+/** Cause and remedy; a message's further lines are a table. */
 function Failure({ view, events }) {
   const { code, message } = view.error;
   const [first, ...rest] = visible(message).split('\n');
   const last = code === 'out_of_memory' && events.filter(event => event.level === 'error' && event.data?.memory).pop();
-  const held = last ? byCategory(last.data.memory) : null;
   return html`
     <div class="card failure">
       <b class="bad">${first}</b>
       ${REMEDIES[code] && html`<span> ${REMEDIES[code]}</span>`}
       <span class="faint mono xs"> ${code}</span>
       ${rest.length > 0 && html`<pre class="account">${rest.join('\n')}</pre>`}
-      ${held && html`
-        <div class="held">
-          <${MemoryBar} measured=${held} planned=${view.planned} limit=${view.limit} height=${10} />
-          <${MemoryFigures} parts=${held} />
-        </div>`}
+      ${last && html`<${Account} view=${view} memory=${last.data.memory} />`}
     </div>`;
 }
 
