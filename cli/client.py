@@ -205,7 +205,9 @@ def _api_error(response: httpx.Response) -> ApiError:
         message, code, param = str(error["message"]), error.get("code"), error.get("param")
     except (ValueError, KeyError, TypeError, AttributeError):
         return ApiError(f"the server answered {status} {response.reason_phrase}", status=status)
-    text = message if code is None or code in message else f"{message} [{code}]"
+    # A message may have a table below its first line.
+    first, newline, rest = message.partition("\n")
+    text = message if code is None or code in message else f"{first} [{code}]{newline}{rest}"
     if status == httpx.codes.UNAUTHORIZED:
         text += " Give the key by LOMO_API_KEY or --api-key-file."
     return ApiError(text, status=status, code=code, param=param)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from cli.client import ApiClient, Json
-from cli.output import make_talk, say
+from cli.output import make_talk, printable, say
 from cli.sse import Patience, iterate, persist
 from cli.view import LiveView, PlainView, View
 
@@ -42,7 +42,7 @@ def describe_end(job: Json) -> str:
         folder = (job.get("lomo") or {}).get("model_path")
         where = f"\nIts folder: {folder}" if folder else ""
         return f"Succeeded. The tuned model: {job['fine_tuned_model']}{where}"
-    reason = (job.get("error") or {}).get("message")
+    reason = printable((job.get("error") or {}).get("message") or "")
     return f"The job {'was cancelled' if job['status'] == 'cancelled' else job['status']}" + (
         f": {reason}" if reason else "."
     )

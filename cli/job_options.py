@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.auto import INTEGER_METAVAR, SWITCH_METAVAR, parse_integer, parse_switch
 from cli.errors import UsageError
 
 Json = dict[str, Any]
@@ -36,6 +37,8 @@ class JobOption:
     """The object that holds it."""
     key: str | None = None
     """Its key there, where that is not `name`."""
+    auto: bool = False
+    """Whether a number or a switch may be "auto", too."""
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -49,7 +52,7 @@ JOB_OPTIONS: tuple[JobOption, ...] = (
     JobOption("suffix", str, "Part of the tuned model's name, 1 to 64 characters.", at=()),
     JobOption("seed", int, "Same seed, data and options: same weights.", at=()),
     JobOption("n_epochs", int, "Passes over the data.", at=_HYPERPARAMETERS),
-    JobOption("batch_size", int, "Rows per step.", at=_HYPERPARAMETERS),
+    JobOption("batch_size", int, "Rows per step; auto: as many as fit, at most 4.", at=_HYPERPARAMETERS, auto=True),
     JobOption("learning_rate_multiplier", float, "Multiplies the learning rate.", at=_HYPERPARAMETERS),
     JobOption("optimizer", str, "lomo or adalomo; sgd and adamw, which need more memory, to compare with."),
     JobOption("learning_rate", float, "Peak rate; by default 0.01 for lomo and sgd, 5e-4 for adalomo, 2e-5 for adamw."),
@@ -64,13 +67,18 @@ JOB_OPTIONS: tuple[JobOption, ...] = (
     JobOption("precision", str, "bf16, fp16 or fp32."),
     JobOption("rounding", str, "stochastic or nearest, of updates to 16-bit weights; by default the optimizer's."),
     JobOption("frozen", list[str], "Parameters not to train, as a glob such as 'model.layers.[0-3].*'; repeatable."),
-    JobOption("activation_checkpointing", bool, "Recompute activations instead of keeping them."),
+    JobOption(
+        "activation_checkpointing",
+        bool,
+        "Recompute activations instead of keeping them (--no-activation-checkpointing); auto: where it is needed.",
+        auto=True,
+    ),
     JobOption("max_seq_length", int, "Tokens; longer rows are cut."),
     JobOption("packing", bool, "Several rows in one sequence."),
     JobOption("train_on", str, "assistant or all: the tokens that have a loss."),
-    JobOption("devices", int, "GPUs."),
+    JobOption("devices", int, "GPUs.", auto=True),
     JobOption("nodes", int, "Hosts."),
-    JobOption("offload", str, "Where weights rest between uses: none."),
+    JobOption("offload", str, "Where weights rest between uses: none or auto."),
     JobOption("checkpoint_every_steps", int, "0: no checkpoint before the end."),
     JobOption("keep_checkpoints", int, "How many are kept."),
     JobOption("eval_every_steps", int, "0: before the first and after the last step only."),
@@ -91,10 +99,22 @@ def option_parameters() -> list[inspect.Parameter]:
             option.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[option.kind | None, typer.Option(help=option.help)],
+            annotation=_annotation(option),
         )
         for option in JOB_OPTIONS
     ]
+
+
+SWITCHES = tuple(option.name.replace("_", "-") for option in JOB_OPTIONS if option.auto and option.kind is bool)
+"""Options that are flags and take "auto" as well (`cli.auto.command_with_switches`)."""
+
+
+def _annotation(option: JobOption) -> Any:
+    if not option.auto:
+        return Annotated[option.kind | None, typer.Option(help=option.help)]
+    if option.kind is bool:
+        return Annotated[str | None, typer.Option(parser=parse_switch, metavar=SWITCH_METAVAR, help=option.help)]
+    return Annotated[str | None, typer.Option(parser=parse_integer, metavar=INTEGER_METAVAR, help=option.help)]
 
 
 def given_values(values: Mapping[str, Any]) -> list[tuple[tuple[str, ...], Any]]:

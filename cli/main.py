@@ -11,7 +11,9 @@ from typing import Annotated
 
 import typer
 
+from cli.auto import command_with_switches
 from cli.commands import files, jobs, models
+from cli.commands.hosts import list_hosts
 from cli.commands.plan import plan
 from cli.errors import CliError
 from cli.output import printable, say, write_fields, write_json
@@ -28,7 +30,8 @@ app = typer.Typer(
 app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
-app.command("plan")(with_session(plan))
+app.command("hosts")(list_hosts)
+app.command("plan", cls=command_with_switches("checkpointing"))(with_session(plan))
 
 
 def _print_version(value: bool) -> None:

@@ -47,6 +47,8 @@ _MALLOC = "MALLOC_MMAP_THRESHOLD_"
 # and 8.2.
 _MALLOC_ENVIRONMENT = {_MALLOC: str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
 _MOST_SHAPES_BYTES = 3 << 30
+# Half of the machine's memory in badness: enough to come before a service that holds more than this engine does.
+_OOM_SCORE_ADJ = 500
 _LIBRARY_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -134,7 +136,15 @@ def _train(path: Path, environment: MutableMapping[str, str]) -> int:
     return 0
 
 
+def _offer_to_the_kernel() -> None:
+    """Where the host runs out of memory, this process is to be ended and not the service beside it: a run goes on from
+    its checkpoint (proc(5), oom_score_adj: 0 is what others have)."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJ), encoding="ascii")
+
+
 def _run(config: TrainConfig, journal: Journal, stop: StopRequest, environment: MutableMapping[str, str]) -> None:
+    _offer_to_the_kernel()
     try:
         _set_up_torch(environment)
         importlib.import_module("lomo_core.trainer").Trainer(config, journal, stop).run()

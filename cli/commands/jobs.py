@@ -10,10 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.auto import command_with_switches
 from cli.client import ApiClient, Json
 from cli.errors import UsageError
 from cli.follow import SUCCEEDED, Follower, describe_end
 from cli.job_options import (
+    SWITCHES,
     given_values,
     option_parameters,
     parse_engine_options,
@@ -87,7 +89,7 @@ def _with_body_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_parameters(command, option_parameters(), argument="table", build=lambda values: values)
 
 
-@app.command("create")
+@app.command("create", cls=command_with_switches(*SWITCHES))
 @with_session
 @_with_body_options
 def create_job(  # noqa: PLR0913 - an argument table
@@ -298,19 +300,39 @@ def _fields(job: Json) -> list[tuple[str, str]]:
         "finished": format_time(job.get("finished_at")),
         "host": lomo.get("host"),
         "attempt": lomo.get("attempt"),
+        "waiting for": lomo.get("waiting_for"),
         "hyperparameters": _pairs(job["hyperparameters"]),
         "optimizer": _pairs({key: lomo.get(key) for key in ("optimizer", "learning_rate", "schedule", "precision")}),
+        "chosen by plan": _chosen(job),
         "seed": job["seed"],
         "step": _progress(job),
         "loss": format_number(lomo.get("loss")),
         "speed": f"{lomo['tokens_per_second']:,.0f} tokens/s" if lomo.get("tokens_per_second") else None,
         "time left": format_seconds(lomo.get("eta_s")),
-        "peak memory": format_bytes(memory.get("measured_peak_bytes")),
+        "planned peak": format_bytes(memory.get("planned_peak_bytes")),
+        "measured peak": _measured(memory),
         "evaluations": _evaluations(lomo.get("evaluations") or []),
         "weights sha256": lomo.get("weights_sha256"),
         "metadata": _pairs(job.get("metadata") or {}),
     }
     return [(name, str(value)) for name, value in fields.items() if value not in {None, "", NOTHING}]
+
+
+def _measured(memory: Json) -> str:
+    """The measured peak, and what share of it was planned."""
+    planned, measured = memory.get("planned_peak_bytes"), memory.get("measured_peak_bytes")
+    ratio = f" (planned / measured {planned / measured:.2f})" if planned and measured else ""
+    return f"{format_bytes(measured)}{ratio}"
+
+
+def _chosen(job: Json) -> str:
+    """The options that were given as "auto", with the values that the plan has chosen."""
+    values = {**job["hyperparameters"], **(job.get("lomo") or {})}
+    return _pairs({name: _plain(values.get(name)) for name in values.get("auto") or []})
+
+
+def _plain(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _pairs(values: Json) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -16,24 +17,43 @@ from sqlalchemy import select
 from jobs import eventlog, lifecycle
 from jobs.db import Database
 from jobs.keys import DEFAULT_ORGANIZATION
-from jobs.lifecycle import JobFailure, RetryPolicy
-from jobs.models import Attempt, Event, Job
+from jobs.lifecycle import HostReport, JobFailure, RetryPolicy
+from jobs.models import Attempt, Event, Host, Job
 from jobs.planning import PlannedJob
-from jobs.repository import Lease
+from jobs.repository import Lease, NewEvent, append_events
 from jobs.spec import JobSpec
 from lomo_core import events as engine
 
-_HOST = "desk/incarnation-1"
+_INCARNATION = "incarnation-1"
+_HOST_NAME = "desk"
+_HOST = f"{_HOST_NAME}/{_INCARNATION}"
 _LEASE_S = 3600.0
 _POLICY = RetryPolicy(max_failures=3, backoff_s=0.0)
 _MB = 1_000_000
 DEVICE_BYTES = 2_000 * _MB
 
 
+def memory_mb(*, parameters: int, gradients: int, activations: int, other: int) -> dict[str, int]:
+    """Memory by category, as a job's row has it, out of megabytes."""
+    parts = {"parameters": parameters, "gradients": gradients, "optimizer": 0, "activations": activations}
+    parts["other"] = other
+    return {f"{name}_bytes": size * _MB for name, size in {**parts, "peak": sum(parts.values())}.items()}
+
+
+# A little above what the steps below take.
+PLAN = memory_mb(parameters=269, gradients=113, activations=355, other=405)
+
+
 def submit(
-    db: Database, name: str | None, *, model: str = "smollm2-135m-instruct", lomo: dict[str, Any] | None = None
+    db: Database,
+    name: str | None,
+    *,
+    model: str = "smollm2-135m-instruct",
+    lomo: dict[str, Any] | None = None,
+    plan: dict[str, int] | None = None,
+    auto: Sequence[str] = (),
 ) -> str:
-    """Queue a job and return its id."""
+    """Queue a job and return its id. `plan` is its memory as planned at its creation, `auto` what that has chosen."""
     spec = JobSpec.model_validate(
         {
             "model": model,
@@ -42,15 +62,34 @@ def submit(
             "suffix": name,
             "seed": 17,
             "lomo": lomo or {},
+            "auto": list(auto),
         }
     )
+    planned = PlannedJob(spec=spec)
+    if plan is not None:
+        planned = PlannedJob(spec=spec, planned_bytes=plan["peak_bytes"], plan={"memory": plan})
     return lifecycle.submit(
         db,
-        planned=PlannedJob(spec=spec),
+        planned=planned,
         organization_id=DEFAULT_ORGANIZATION,
         api_key_id=None,
         metadata={"team": "support"},
     ).id
+
+
+def register(db: Database, name: str, *, available_mb: int | None = 16_000, slots: int = 2, cpu: bool = False) -> None:
+    """Announce a host, as its worker does."""
+    gpus = [] if cpu else [{"name": "NVIDIA GeForce RTX 4090", "memory_bytes": 24_000 * _MB}]
+    report = HostReport(
+        name=name,
+        incarnation=_INCARNATION,
+        memory_bytes=64_000 * _MB,
+        available_bytes=None if available_mb is None else available_mb * _MB,
+        device_kind=None if available_mb is None else "cpu" if cpu else "cuda",
+        devices={"cpu": {"name": "AMD EPYC 7313", "count": 16}, "gpus": gpus},
+        slots=slots,
+    )
+    lifecycle.register_host(db, report)
 
 
 @dataclass(kw_only=True)
@@ -69,16 +108,39 @@ class SimulatedRun:
 
     @classmethod
     def start(
-        cls, db: Database, *, total_steps: int, device_bytes: int = DEVICE_BYTES, steps_ago: int = 0
+        cls,
+        db: Database,
+        *,
+        total_steps: int,
+        device_bytes: int = DEVICE_BYTES,
+        steps_ago: int = 0,
+        planned: dict[str, int] | None = None,
     ) -> SimulatedRun:
-        """Claim the oldest queued job and begin to train it, as if `steps_ago` steps of time had passed since."""
-        claim = lifecycle.claim(db, owner=_HOST, lease_s=_LEASE_S)
-        assert claim is not None, "no job is queued"
-        run = cls(db=db, lease=claim.lease, total_steps=total_steps, device_bytes=device_bytes)
+        """Claim the oldest queued job and begin to train it, as if `steps_ago` steps of time had passed since.
+
+        It is claimed by the host `desk`, which is announced with room for everything unless it has been. `planned` is
+        what the engine plans for the job's data.
+        """
+        run = cls.claim(db, total_steps=total_steps, device_bytes=device_bytes)
         run.begun -= steps_ago * run.step_s
         run._move_to_the_past(steps_ago * run.step_s)
         run._started()
+        if planned is not None:
+            with db.transaction() as session:
+                job = session.get_one(Job, run.job_id)
+                job.run = {**(job.run or {}), "planned": planned}
         return run
+
+    @classmethod
+    def claim(cls, db: Database, *, total_steps: int, device_bytes: int = DEVICE_BYTES) -> SimulatedRun:
+        """Claim the oldest queued job, whose model is yet to be loaded."""
+        with db.read() as session:
+            announced = session.get(Host, _HOST_NAME) is not None
+        if not announced:
+            register(db, _HOST_NAME, available_mb=1_000_000, slots=100)
+        claim = lifecycle.claim(db, owner=_HOST, lease_s=_LEASE_S)
+        assert claim is not None, "no job is queued"
+        return cls(db=db, lease=claim.lease, total_steps=total_steps, device_bytes=device_bytes)
 
     def train(self, steps: int, *, loss: float | None = None) -> None:
         """Take further steps; `loss` replaces the formula's (NaN is shipped as such)."""
@@ -121,6 +183,14 @@ class SimulatedRun:
     def fail(self, code: str, message: str) -> None:
         """End badly."""
         lifecycle.fail(self.db, self.lease, JobFailure(code=code, message=message))
+
+    def run_out_of_memory(self, message: str, held: dict[str, int]) -> None:
+        """End for want of memory: the engine's last words, with what it held, and the failure."""
+        data = {"code": "out_of_memory", "param": None, "memory": held, "suggestion": {"batch_size": 2}}
+        with self.db.transaction() as session:
+            last = NewEvent(message="The engine ended: out_of_memory.", level="error", data=data)
+            append_events(session, self.job_id, self.lease.attempt, [last])
+        self.fail("out_of_memory", message)
 
     def cancelled(self) -> None:
         """End as the user asked."""

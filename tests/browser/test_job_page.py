@@ -79,7 +79,8 @@ def test_a_job_that_begins_while_it_is_watched(signed_in: OpenPage, dashboard: D
     job_id = submit(dashboard.db, "support-replies")
     page = signed_in()
     page.goto(f"{dashboard.url}/#/job/{job_id}")
-    page.get_by_role("heading", name="Waits for a free worker").wait_for()
+    page.get_by_role("heading", name="Waits for a worker").wait_for()
+    expect(page.get_by_text("No worker host is alive; start one.")).to_be_visible()
     run = SimulatedRun.start(dashboard.db, total_steps=20)
     page.get_by_role("heading", name="Loading model and data").wait_for()
     run.train(20)
@@ -176,6 +177,20 @@ def test_the_tabs_show_events_checkpoints_evaluations_and_the_same_job_as_comman
     assert flags <= known
     assert words[words.index("--clip-mode") + 1] == "norm"
     assert page.url.endswith("/config")
+
+
+def test_what_the_plan_has_chosen_is_marked(signed_in: OpenPage, dashboard: Dashboard) -> None:
+    job_id = submit(dashboard.db, "support-replies", auto=["batch_size", "activation_checkpointing"])
+    page = signed_in()
+    page.goto(f"{dashboard.url}/#/job/{job_id}/config")
+    panel = page.get_by_role("tabpanel")
+    chosen = panel.locator("dd", has_text="chosen by the plan")
+    expect(chosen).to_have_text(["4 chosen by the plan", "true chosen by the plan"])
+    names = panel.locator("dt", has=page.locator("xpath=following-sibling::dd[1][contains(., 'chosen')]"))
+    expect(names).to_have_text(["batch_size", "activation_checkpointing"])
+    # The same job again has the values, not the choice: another host might choose otherwise.
+    expect(panel.locator("pre")).to_contain_text('"batch_size":4')
+    expect(panel.locator("pre")).to_contain_text('"activation_checkpointing":true')
 
 
 def test_samples_are_told_by_prompt_and_step_and_never_as_markup(signed_in: OpenPage, dashboard: Dashboard) -> None:

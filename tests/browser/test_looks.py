@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Dashboard, OpenPage
-from tests.browser.simulated_run import SimulatedRun, submit
+from tests.browser.simulated_run import PLAN, SimulatedRun, memory_mb, register, submit
 
 # One process for all of them: they share a Chromium, whose driver keeps an event loop running there.
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
@@ -35,13 +35,21 @@ def find_axe() -> str | None:
     return Path(spec.origin).with_name("axe.min.js").read_text(encoding="utf-8")
 
 
+OUT_OF_MEMORY = (
+    "The step needs 2.31 GB, 0.31 GB more than the device has. It held:\n"
+    "  parameters      269 MB\n  activations   1,240 MB\n  peak          2,017 MB\n"
+    "batch_size 2 needs 812 MB and would fit."
+)
+
+
 def make_jobs(dashboard: Dashboard) -> SimulatedRun:
     """A failed, a running and a waiting job; returns the running one's run."""
-    submit(dashboard.db, "gsm8k-full")
+    submit(dashboard.db, "gsm8k-full", plan=PLAN)
     failed = SimulatedRun.start(dashboard.db, total_steps=100, steps_ago=20)
     failed.train(20)
-    failed.fail("out_of_memory", "The step needs 2.31 GB, 0.31 GB more than the device has.")
-    submit(dashboard.db, "support-replies", lomo={"eval_every_steps": 20, "sample_prompts": ["Where is my parcel?"]})
+    failed.run_out_of_memory(OUT_OF_MEMORY, memory_mb(parameters=269, gradients=113, activations=1240, other=395))
+    options = {"eval_every_steps": 20, "sample_prompts": ["Where is my parcel?"]}
+    submit(dashboard.db, "support-replies", lomo=options, plan=PLAN, auto=["batch_size"])
     run = SimulatedRun.start(dashboard.db, total_steps=180, steps_ago=124)
     run.evaluate(valid_loss=2.98, choice_accuracy=0.36)
     for valid_loss, share in ((2.3, 0.5), (1.95, 0.68), (1.8, 0.74)):
@@ -52,14 +60,16 @@ def make_jobs(dashboard: Dashboard) -> SimulatedRun:
     run.say("row 4117 is longer than 512 tokens and was cut", level="warn")
     run.lose_and_resume(from_step=60)
     run.train(64)
-    submit(dashboard.db, "a-job-with-a-name-that-is-far-too-long-for-its-column-in-the-list")
+    submit(dashboard.db, "a-job-with-a-name-that-is-far-too-long-for-its-column-in-the-list", plan=PLAN)
+    register(dashboard.db, "desk", slots=1)
+    register(dashboard.db, "a-host-with-a-name-too-long-for-its-column.example.org", available_mb=None)
     return run
 
 
-def open_pages(page: Page, dashboard: Dashboard, run: SimulatedRun) -> list[str]:
+def open_pages(page: Page, run: SimulatedRun) -> list[str]:
     """The addresses to look at, after the list has been read."""
     page.get_by_text("support-replies", exact=True).wait_for()
-    return ["#/jobs", *(f"#/job/{run.job_id}/{tab.lower()}" for tab in TABS)]
+    return ["#/jobs", "#/hosts", *(f"#/job/{run.job_id}/{tab.lower()}" for tab in TABS)]
 
 
 def check_looks(page: Page, address: str, width: int) -> None:
@@ -84,6 +94,9 @@ def test_the_pages_without_jobs_fit_too(
     page = signed_in(width=width, scheme=scheme)
     page.get_by_role("heading", name="No jobs yet").wait_for()
     check_looks(page, "#/jobs", width)
+    page.goto(f"{dashboard.url}/#/hosts")
+    page.get_by_role("heading", name="No worker host yet").wait_for()
+    check_looks(page, "#/hosts", width)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -93,12 +106,28 @@ def test_every_view_fits_its_width_and_names_its_parts(
 ) -> None:
     run = make_jobs(dashboard)
     page = signed_in(width=width, scheme=scheme)
-    for address in open_pages(page, dashboard, run):
+    for address in open_pages(page, run):
         page.goto(f"{dashboard.url}/{address}")
         page.locator(".card").first.wait_for()
+        if "hosts" in address:
+            page.locator("table.hosts").wait_for()
         if "job/" in address:
             expect(page.locator(".plot canvas")).to_have_count(4)
         check_looks(page, address, width)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 400])
+def test_jobs_that_wait_or_failed_fit_their_width_too(
+    signed_in: OpenPage, dashboard: Dashboard, scheme: str, width: int
+) -> None:
+    make_jobs(dashboard)
+    page = signed_in(width=width, scheme=scheme)
+    for name, part in (("gsm8k-full", ".failure pre"), ("a-job-with-a-name", ".empty .figures")):
+        page.goto(f"{dashboard.url}/#/jobs")
+        page.get_by_role("link", name=name).click()
+        page.locator(part).wait_for()
+        check_looks(page, name, width)
 
 
 def test_the_theme_can_be_chosen_and_is_remembered(signed_in: OpenPage, dashboard: Dashboard) -> None:
@@ -116,7 +145,7 @@ def test_the_theme_can_be_chosen_and_is_remembered(signed_in: OpenPage, dashboar
 
 @pytest.mark.skipif(os.environ.get("LOMO_UPDATE_PICTURES") != "1", reason="LOMO_UPDATE_PICTURES=1 draws it anew")
 def test_draw_the_picture_of_the_readme(signed_in: OpenPage, dashboard: Dashboard) -> None:
-    submit(dashboard.db, "support-replies", lomo={"eval_every_steps": 60, "checkpoint_every_steps": 120})
+    submit(dashboard.db, "support-replies", lomo={"eval_every_steps": 60, "checkpoint_every_steps": 120}, plan=PLAN)
     run = SimulatedRun.start(dashboard.db, total_steps=600, steps_ago=424)
     run.evaluate(valid_loss=2.98)
     for step in range(60, 421, 60):

@@ -3,7 +3,7 @@
 import { getJson, jobPath, postJson } from './api.js';
 import { setContact } from './contact.js';
 import { jobView } from './jobview.js';
-import { Series } from './series.js';
+import { isStep, Series } from './series.js';
 import { Stream } from './sse.js';
 import { Store } from './store.js';
 
@@ -138,7 +138,7 @@ export class JobFeed {
   #onEvent(event) {
     this.#take(event);
     const data = event.data ?? {};
-    if (data.memory) this.#series.step(data, { attempt: event.attempt, time: event.created_at });
+    if (isStep(event)) this.#series.step(data, { attempt: event.attempt, time: event.created_at });
     else if (event.type === 'metrics' && 'num_rows' in data)
       this.#series.evaluation({ created_at: event.created_at, ...data });
     else if ('manifest_sha256' in data) this.#readCheckpoints().catch(error => setContact({ error }));

@@ -32,6 +32,7 @@ export function jobView(job) {
     status: job.status,
     ...(STATUSES[job.status] ?? { key: 'queued', word: job.status }),
     over: TERMINAL.has(job.status),
+    waitingFor: lomo.waiting_for ?? null,
     base: job.model ?? 'unknown model', // null where another version's job cannot be read
     tuned: job.fine_tuned_model,
     step: lomo.step ?? 0,
@@ -57,6 +58,7 @@ export function jobView(job) {
     planned,
     peak: lomo.memory?.measured_peak_bytes ?? measured?.peak ?? null,
     plannedPeak: memory.planned_peak_bytes ?? planned?.peak ?? null,
+    auto: lomo.auto ?? [],
     limit: lomo.device_bytes ?? null,
     evaluations: lomo.evaluations ?? [],
     curve: lomo.loss_curve ?? [],
@@ -71,6 +73,18 @@ function shareDone(view) {
   return view.steps ? Math.min(1, view.step / view.steps) : 0;
 }
 
+const WAITS = { memory: 'Waits for memory', slot: 'Waits for a slot', worker: 'Waits for a worker' };
+
+/** What a queued job waits for, and why; the API says `memory: needs 12.3 GiB, ...`, or nothing where a host has room. */
+export function waits(view) {
+  const [kind, ...reason] = (view.waitingFor ?? '').split(': ');
+  const next = view.attempt ? `Waits for attempt ${view.attempt + 1}` : 'Waits for a free worker';
+  return [WAITS[kind] ?? next, reason.join(': ')];
+}
+
+/** Planned peak over measured peak as text, or null while one of them is not known. */
+export const planRatio = view => (view.plannedPeak && view.peak ? (view.plannedPeak / view.peak).toFixed(2) : null);
+
 /** The two texts under a progress bar: what is done or why it stands still, and what is left. */
 export function progressText(view) {
   const steps = view.steps ? `${int(view.step)} of ${int(view.steps)}` : '';
@@ -84,7 +98,7 @@ export function progressText(view) {
     case 'failed':
       return [view.error?.message ?? 'Failed', ''];
     case 'queued':
-      return [view.attempt ? `Waits for attempt ${view.attempt + 1}` : 'Waits for a free worker', ''];
+      return [waits(view).filter(Boolean).join(': '), ''];
     case 'validating_files':
       return ['Reading the files', ''];
     case 'cancelled':

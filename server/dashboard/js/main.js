@@ -1,6 +1,7 @@
 // The dashboard: frame, route, page. Preact and htm without a build step; everything it knows it asks of /v1.
 import { html, render } from '../vendor/htm-preact-3.1.1.module.js';
 import { Shell } from './components/shell.js';
+import { HostsPage } from './pages/hosts.js';
 import { JobPage } from './pages/job.js';
 import { JobsPage } from './pages/jobs.js';
 import { route } from './router.js';
@@ -13,6 +14,7 @@ function App() {
   let view;
   if (page === 'jobs') view = html`<${JobsPage} key="jobs" />`;
   else if (page === 'job' && id) view = html`<${JobPage} key=${id} id=${id} tab=${tab ?? 'events'} />`;
+  else if (page === 'hosts') view = html`<${HostsPage} key="hosts" />`;
   else view = html`<${Unknown} />`;
   return html`<${Shell} page=${page}>${view}<//>`;
 }

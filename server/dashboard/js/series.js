@@ -16,6 +16,9 @@ const COLUMNS = [
   'peak_bytes',
 ];
 
+/** Whether an event is one update of the weights; others may carry figures of memory, too. */
+export const isStep = event => event.type === 'metrics' && event.data?.step_s != null;
+
 export class Series {
   #rows = new Map(); // by step; a repeated step (after a resume) replaces the earlier one
   #evaluations = new Map();

@@ -16,6 +16,7 @@ from cli.main import main
 from jobs import keys, lifecycle
 from jobs.db import Database
 from jobs.file_check import MAX_LINE_BYTES
+from jobs.lifecycle import HostReport
 from lomo_core import events as engine
 from server.settings import ServerSettings
 
@@ -311,6 +312,32 @@ def test_a_job_in_the_middle_of_its_run(place: Place) -> None:
     metrics = place.lomo("jobs", "metrics", job_id, "--max-points", "5")[1].splitlines()
     assert 2 <= len(metrics) <= 6
     assert place.data("jobs", "metrics", job_id)["columns"]["step"] == list(range(1, 11))
+
+
+def test_hosts_and_a_plan_held_against_them(place: Place) -> None:
+    assert place.data("hosts") == {"object": "list", "data": []}
+    report = HostReport(
+        name="desk",
+        incarnation="1",
+        memory_bytes=64 << 30,
+        available_bytes=16 << 30,
+        device_kind="cuda",
+        devices={"cpu": {"name": "AMD EPYC", "count": 8}, "gpus": [{"name": "NVIDIA L4"}]},
+        slots=2,
+    )
+    lifecycle.register_host(place.db, report)
+    lines = place.lomo("hosts")[1].splitlines()
+    assert lines[1].split()[:8] == ["desk", "NVIDIA", "L4", "16.0", "GiB", "16.0", "GiB", "0/2"]
+    config = place.folder / "data" / "models" / MODEL / "config.json"
+    sizes = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config.write_text(json.dumps({"model_type": "llama", "vocab_size": 512, **sizes}), encoding="utf-8")
+    code, out, err = place.lomo("plan", "--model", MODEL, "--batch-size", "2", "--max-seq-length", "32")
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[0].split()[:2] == ["model", f"{MODEL}:"]
+    assert "on desk" in lines[-1]
+    assert "fits: needs" in lines[-1]
+    assert "has 16.0 GiB" in lines[-1]
 
 
 def test_a_wrong_key(place: Place) -> None:

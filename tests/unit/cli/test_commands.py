@@ -161,6 +161,55 @@ def test_a_job_is_shown(server: ScriptedServer, lomo: Lomo) -> None:
     assert "finished" not in fields
 
 
+def test_a_job_shows_its_plan_what_it_chose_and_why_it_waits(server: ScriptedServer, lomo: Lomo) -> None:
+    memory = {"planned_peak_bytes": 3 << 29, "measured_peak_bytes": None}
+    lomo_fields = {
+        "activation_checkpointing": True,
+        "auto": ["batch_size", "activation_checkpointing"],
+        "waiting_for": "memory: needs 1.5 GiB, the largest free host has 0.4 GiB.",
+        "memory": memory,
+    }
+    job = make_job(status="queued", lomo=lomo_fields, hyperparameters={"n_epochs": 1, "batch_size": 2})
+    ended = make_job(status="succeeded", lomo={"memory": {**memory, "measured_peak_bytes": 1 << 30}})
+    server.on("GET", JOB, Response(body=job), Response(body=ended))
+    shown = [line.split("  ") for line in lomo("jobs", "get", JOB_ID).out.splitlines()]
+    fields = {parts[0]: parts[-1].strip() for parts in shown}
+    assert fields["waiting for"] == lomo_fields["waiting_for"]
+    assert fields["planned peak"] == "1.5 GiB"
+    assert fields["chosen by plan"] == "batch_size=2, activation_checkpointing=true"
+    assert "measured peak" not in fields
+    assert "1.0 GiB (planned / measured 1.50)" in lomo("jobs", "get", JOB_ID).out
+
+
+WONT_FIT = (
+    "This run does not fit: it needs 9.10 GiB, and the largest host, desk, has 2.00 GiB.\n"
+    "  parameters   0.26 GiB\n"
+    "  activations  8.00 GiB\n"
+    "The nearest setting that fits: batch_size 1 (1.10 GiB)."
+)
+
+
+def test_an_error_of_several_lines_keeps_them(server: ScriptedServer, lomo: Lomo) -> None:
+    error = {"message": WONT_FIT, "type": "invalid_request_error", "param": None, "code": "wont_fit", "nearest": {}}
+    server.on("POST", JOBS, Response(400, body={"error": error}))
+    code, out, err = lomo("jobs", "create", "--model", "m", "--training-file", "file-a")
+    assert (code, out) == (1, "")
+    first, *rest = WONT_FIT.splitlines()
+    assert err.splitlines() == [f"error: {first} [wont_fit]", *rest]
+
+
+def test_a_failed_jobs_account_keeps_its_lines(server: ScriptedServer, lomo: Lomo) -> None:
+    error = {"code": "out_of_memory", "message": f"{WONT_FIT}\x1b[31m", "param": None}
+    server.on("GET", JOB, Response(body=make_job(status="failed", error=error, lomo={})))
+    server.on("GET", f"{JOB}/events", Response(chunks=[b"data: [DONE]\n\n"]))
+    lines = lomo("jobs", "get", JOB_ID).out.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("error"))
+    indent = lines[start].index("This run")
+    assert [line[indent:] for line in lines[start : start + 4]] == f"{WONT_FIT}\ufffd[31m".splitlines()
+    err = lomo("jobs", "follow", JOB_ID).err
+    assert err == f"The job failed: {WONT_FIT}\ufffd[31m\n"
+
+
 def test_options_may_stand_before_or_after_the_command(server: ScriptedServer, lomo: Lomo) -> None:
     server.on("GET", JOB, Response(body=make_job()))
     assert json.loads(lomo("-o", "json", "jobs", "get", JOB_ID).out) == make_job()

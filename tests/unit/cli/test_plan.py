@@ -1,10 +1,11 @@
-"""`lomo plan`: figures of a run before it runs, without a server."""
+"""`lomo plan`: figures of a run before it runs, without a server and with one."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from tests.support.scripted_server import Response, ScriptedServer
 from tests.unit.cli.conftest import Lomo
 
 CONFIG = {
@@ -65,3 +66,73 @@ def test_the_papers_tables(lomo: Lomo) -> None:
     text = lomo("plan", "--paper", "table2").out
     assert [line.split()[0] for line in text.splitlines()] == ["MODEL", "7B", "13B", "30B", "65B"]
     assert "lomo" in lomo("plan", "--paper", "table1").out
+
+
+PLAN = {
+    "object": "plan",
+    "model": "smollm2-135m-instruct",
+    "architecture": "LlamaForCausalLM",
+    "num_parameters": 134_515_008,
+    "batch_size": 2,
+    "max_seq_length": 256,
+    "activation_checkpointing": True,
+    "auto": ["batch_size", "activation_checkpointing"],
+    **{
+        f"{name}_bytes": 2**30
+        for name in ("parameters", "gradients", "optimizer", "activations", "transient", "buffers")
+    },
+    "peak_bytes": 3 * 2**30,
+    "peak_phase": "backward",
+    "phases": [],
+    "beside": {"lomo": 3 * 2**30, "adamw": 12 * 2**30},
+    "fits": [
+        {"host": "gpu1", "device_bytes": 20 * 2**30, "needed_bytes": 3 * 2**30, "ok": True},
+        {"host": "tiny", "device_bytes": 2**30, "needed_bytes": 3 * 2**30, "ok": False},
+    ],
+}
+
+
+def test_a_servers_model_is_planned_there_and_held_against_its_hosts(server: ScriptedServer, lomo: Lomo) -> None:
+    server.on("POST", "/plan", Response(body=PLAN))
+    command = ("plan", "--model", "smollm2-135m-instruct", "--max-seq-length", "256", "--checkpointing", "auto")
+    result = lomo(*command)
+    assert result.code == 0
+    assert server.requests[-1].json == {
+        "model": "smollm2-135m-instruct",
+        "hyperparameters": {},
+        "lomo": {"optimizer": "lomo", "precision": "bf16", "max_seq_length": 256, "activation_checkpointing": "auto"},
+    }
+    lines = [" ".join(line.split()) for line in result.out.splitlines()]
+    assert lines[:3] == [
+        "model smollm2-135m-instruct: LlamaForCausalLM, 134.5 M parameters",
+        "chosen batch_size=2, activation_checkpointing=true",
+        "parameters 1.0 GiB",
+    ]
+    assert lines[-3:] == [
+        "peak with adamw 12.0 GiB",
+        "on gpu1 fits: needs 3.0 GiB, has 20.0 GiB",
+        "on tiny does not fit: needs 3.0 GiB, has 1.0 GiB",
+    ]
+    assert json.loads(lomo(*command, "-o", "json").out) == PLAN
+
+
+def test_the_options_of_a_plan_reach_the_server(server: ScriptedServer, lomo: Lomo) -> None:
+    server.on("POST", "/plan", Response(body={**PLAN, "auto": [], "fits": []}))
+    result = lomo("plan", "--model", "m", "--batch-size", "8", "--optimizer", "adamw", "--no-checkpointing")
+    assert server.requests[-1].json["hyperparameters"] == {"batch_size": 8}
+    assert server.requests[-1].json["lomo"].items() >= {"optimizer": "adamw", "activation_checkpointing": False}.items()
+    assert "no live host has measured its memory" in result.out
+    assert "chosen" not in result.out
+
+
+def test_what_only_one_of_both_can_is_wrong_usage(server: ScriptedServer, lomo: Lomo, tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    for arguments, said in (
+        (["--config", config, "--batch-size", "auto"], "auto is what fits a server's hosts"),
+        (["--config", config, "--checkpointing", "auto"], "auto is what fits a server's hosts"),
+        (["--model", "m", "--ranks", "2"], "--ranks goes with --config"),
+    ):
+        code, _, err = lomo("plan", *arguments)
+        assert (code, said in err) == (2, True), err
+    assert lomo("plan", "--model", "m", "--config", config).code == 1
+    assert server.requests == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +36,9 @@ def stop_when(start_engine: Start, wait_until: WaitUntil) -> Callable[[TrainConf
     def stop(config: TrainConfig, condition: Callable[[], object]) -> Failed:
         process = start_engine("train", write_run(config))
         wait_until(condition, 120, "the phase to stop in")
+        if sys.platform == "linux":
+            score = Path(f"/proc/{process.pid}/oom_score_adj").read_text(encoding="ascii")
+            assert score.strip() == "500", "where the host runs out of memory the kernel takes the engine"
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate()
         assert process.returncode == InterruptedRunError.exit_code, stderr

@@ -30,7 +30,7 @@ export const stepAxis = colours =>
 /** Points are drawn while there are too few for a line. */
 export const whileFew = { show: u => u.data[0].length < 3, size: 5 };
 
-/** A label with its own ground. `x`, `y` in canvas pixels; `left`: x is its left end. */
+/** A label on its own ground, whose left end is returned. `x`, `y` in canvas pixels; `left`: x is its left end. */
 export function label(u, { x, y, text, colours, strong = false, left = false }) {
   const c = u.ctx;
   const ratio = devicePixelRatio;
@@ -40,25 +40,35 @@ export function label(u, { x, y, text, colours, strong = false, left = false }) 
   c.textBaseline = 'middle';
   c.textAlign = left ? 'left' : 'right';
   const width = c.measureText(text).width;
+  const start = left ? x - margin : x - width - margin;
   c.fillStyle = colours.surface;
-  c.fillRect(left ? x - margin : x - width - margin, y - 8 * ratio, width + 2 * margin, 16 * ratio);
+  c.fillRect(start, y - 8 * ratio, width + 2 * margin, 16 * ratio);
   c.fillStyle = colours.text;
   c.fillText(text, x, y);
   c.restore();
+  return start;
 }
 
-/** A line over the whole width at `value` of the y scale; returns its height in canvas pixels. */
+/**
+ * A line over the whole width at `value` of the y scale, on a lighter one that parts it from areas that it crosses;
+ * returns its height in canvas pixels.
+ */
 export function levelLine(u, value, { colours, dash, width }) {
   const c = u.ctx;
+  const ratio = devicePixelRatio;
   const y = u.valToPos(value, 'y', true);
+  const stroke = (colour, thick, pattern) => {
+    c.strokeStyle = colour;
+    c.lineWidth = thick * ratio;
+    c.setLineDash(pattern.map(length => length * ratio));
+    c.beginPath();
+    c.moveTo(u.bbox.left, y);
+    c.lineTo(u.bbox.left + u.bbox.width, y);
+    c.stroke();
+  };
   c.save();
-  c.strokeStyle = colours.text;
-  c.lineWidth = width * devicePixelRatio;
-  c.setLineDash(dash.map(length => length * devicePixelRatio));
-  c.beginPath();
-  c.moveTo(u.bbox.left, y);
-  c.lineTo(u.bbox.left + u.bbox.width, y);
-  c.stroke();
+  stroke(colours.surface, width + 2, []);
+  stroke(colours.text, width, dash);
   c.restore();
   return y;
 }

@@ -6,7 +6,7 @@ import { valueAt } from '../series.js';
 import { attemptMarks, axis, stepAxis, whileFew } from './draw.js';
 import { cursorIndex, Plot } from './plot.js';
 
-const HEIGHT = 178;
+const HEIGHT = 206;
 
 export function GradientChart({ view, columns, starts }) {
   const at = cursorIndex.use() ?? columns.step.length - 1;

@@ -1,4 +1,4 @@
-// Memory of each step, stacked by category, under the planned peak and the device's limit.
+// Memory of each step, stacked by category, with the planned peak and the device's limit.
 import { html, useMemo, useRef } from '../../vendor/htm-preact-3.1.1.module.js';
 import { Value } from '../components/basics.js';
 import { CATEGORIES, STACK_ORDER } from '../categories.js';
@@ -10,8 +10,10 @@ import { cursorIndex, Plot } from './plot.js';
 
 const HEIGHT = 292;
 const HEADROOM = 1.17; // the y axis ends at 117 % of its highest line
-// A limit further above the run than this would squeeze the stack to a sliver: it becomes a tag with an arrow.
+const TAGS_HEADROOM = 1.3; // with two tags above the stack, which may stand below each other
+// A line further above the run than this would squeeze the stack to a sliver: it becomes a tag with an arrow.
 const FAR = 2.5;
+const LABEL_PX = 16; // lines nearer to each other than this have their labels side by side
 const NARROW_PX = 420;
 const NAME_PX = 17; // bands less tall go without their name
 
@@ -24,11 +26,15 @@ function stack(columns) {
   return [columns.step, ...layers.reverse()];
 }
 
-function bandNames(u, columns, colours) {
+/** The categories' names inside their bands; `lines` are the heights of lines that may cross them. */
+function bandNames(u, columns, lines, colours) {
   const c = u.ctx;
   const ratio = devicePixelRatio;
   const { left, width } = u.bbox;
-  const at = columns.step.findIndex(step => u.valToPos(step, 'x', true) >= left + 0.02 * width);
+  const x = step => Math.min(left + width, Math.max(left, u.valToPos(step, 'x', true)));
+  const start = x(columns.step[columns.peak_bytes.findIndex(value => value !== null)]);
+  const end = x(columns.step[columns.step.length - 1]);
+  const at = columns.step.findIndex(step => u.valToPos(step, 'x', true) >= start + 0.02 * width);
   if (width < NARROW_PX * ratio || at < 0) return;
   c.save();
   c.font = `500 ${11 * ratio}px ${font()}`;
@@ -42,14 +48,15 @@ function bandNames(u, columns, colours) {
     const high = u.valToPos(base + height, 'y', true);
     const middle = (low + high) / 2;
     base += height;
-    if (low - high <= NAME_PX * ratio) continue;
-    if (key === 'other') {
-      // a quiet ground over the hatch
+    const nameWidth = c.measureText(name).width;
+    if (low - high <= NAME_PX * ratio || end - start < nameWidth + 20 * ratio) continue;
+    if (key === 'other' || lines.some(y => Math.abs(y - middle) < 8 * ratio)) {
+      // a quiet ground, over the hatch or the line
       c.fillStyle = colours.soft[n];
-      c.fillRect(left + 5 * ratio, middle - 8 * ratio, c.measureText(name).width + 10 * ratio, 16 * ratio);
+      c.fillRect(start + 5 * ratio, middle - 8 * ratio, nameWidth + 10 * ratio, 16 * ratio);
     }
     c.fillStyle = inkOn(colours.soft[n]);
-    c.fillText(name, left + 10 * ratio, middle);
+    c.fillText(name, start + 10 * ratio, middle);
   }
   c.restore();
 }
@@ -68,34 +75,53 @@ function stepsToGo(u, last, steps, colours) {
   c.restore();
 }
 
-function draw(u, { columns, view, starts, limit, planned }, colours) {
+/** The limit and the planned peak, each with its label at the right end of its line. Returns the lines' heights. */
+function levels(u, { limit, planned }, colours) {
   const ratio = devicePixelRatio;
-  const right = u.bbox.left + u.bbox.width - 4 * ratio;
   const narrow = u.bbox.width < NARROW_PX * ratio;
-  bandNames(u, columns, colours);
-  if (!view.over) stepsToGo(u, columns.step[columns.step.length - 1], view.steps, colours);
-  attemptMarks(u, starts, colours, { named: false });
+  const right = u.bbox.left + u.bbox.width - 4 * ratio;
+  const at = value => u.valToPos(value, 'y', true);
+  if (limit) levelLine(u, limit, { colours, dash: [], width: 2 });
+  if (planned) levelLine(u, planned, { colours, dash: [6, 4], width: 1.5 });
+  let x = right;
   if (limit) {
-    const y = levelLine(u, limit, { colours, dash: [], width: 2 });
-    label(u, { x: right, y, text: `${narrow ? '' : 'device '}limit ${gb(limit * 1e9)} GB`, colours, strong: true });
+    const text = `${narrow ? '' : 'device '}limit ${gb(limit * 1e9)} GB`;
+    const start = label(u, { x: right, y: at(limit), text, colours, strong: true });
+    if (planned && Math.abs(at(limit) - at(planned)) < LABEL_PX * ratio) x = start - 8 * ratio;
   }
   if (planned) {
-    const y = levelLine(u, planned, { colours, dash: [6, 4], width: 1.5 });
-    label(u, { x: right, y, text: `${narrow ? 'plan' : 'planned peak'} ${gb(planned * 1e9)} GB`, colours });
+    const bottom = u.bbox.top + u.bbox.height - (LABEL_PX / 2) * ratio;
+    const text = `${narrow ? 'plan' : 'planned peak'} ${gb(planned * 1e9)} GB`;
+    label(u, { x, y: Math.min(at(planned), bottom), text, colours });
   }
+  return [limit, planned].filter(Boolean).map(at);
 }
+
+function draw(u, { columns, view, starts, ...lines }, colours) {
+  bandNames(u, columns, levels(u, lines, colours), colours);
+  if (!view.over) stepsToGo(u, columns.step[columns.step.length - 1], view.steps, colours);
+  attemptMarks(u, starts, colours, { named: false });
+}
+
+/** A line that is too far above to be drawn, as a tag: `↑ planned peak 5.00 GB 4.6× this peak`. */
+const Far = ({ name, bytes, highest }) => html`
+  <span class="ghost">
+    ↑ ${name} <b>${gb(bytes)} GB</b>${' '}
+    <span class="hide-s">${(bytes / highest).toFixed(bytes < 10 * highest ? 1 : 0)}× this peak</span>
+  </span>`;
 
 export function MemoryChart({ view, columns, starts }) {
   const at = cursorIndex.use() ?? columns.step.length - 1;
   const data = useMemo(() => stack(columns), [columns]);
   const highest = useMemo(
-    () => Math.max(...columns.peak_bytes.map(v => v ?? 0), ...data[1].map(v => (v ?? 0) * 1e9)) / 1e9,
+    () => Math.max(...columns.peak_bytes.map(v => v ?? 0), ...data[1].map(v => (v ?? 0) * 1e9)),
     [data],
   );
-  const planned = view.planned ? view.plannedPeak / 1e9 : null;
-  const device = view.limit ? view.limit / 1e9 : null;
-  const far = device !== null && device > FAR * Math.max(highest, planned ?? 0);
-  const limit = far ? null : device;
+  const { plannedPeak, limit: device } = view;
+  const isPlanFar = plannedPeak > FAR * highest;
+  const isLimitFar = device > FAR * Math.max(highest, isPlanFar ? 0 : plannedPeak);
+  const planned = plannedPeak && !isPlanFar ? plannedPeak / 1e9 : null;
+  const limit = device && !isLimitFar ? device / 1e9 : null;
   const latest = useRef();
   latest.current = {
     columns,
@@ -103,7 +129,7 @@ export function MemoryChart({ view, columns, starts }) {
     starts: starts.current,
     limit,
     planned,
-    top: HEADROOM * Math.max(highest, limit ?? 0, planned ?? 0, 1e-3),
+    top: (isPlanFar && isLimitFar ? TAGS_HEADROOM : HEADROOM) * Math.max(highest / 1e9, limit ?? 0, planned ?? 0, 1e-3),
   };
 
   const build = colours => ({
@@ -127,9 +153,9 @@ export function MemoryChart({ view, columns, starts }) {
     hooks: { draw: [u => draw(u, latest.current, colours)] },
   });
   const value = name => gb(valueAt(columns[name], at));
-  const planText = planned ? `planned ${gb(view.plannedPeak)} GB` : 'plan not known';
-  const limitText = device ? `device limit ${gb(view.limit)} GB` : 'limit not known';
-  const summary = `Memory by category over steps. Peak ${gb(highest * 1e9)} GB, ${planText}, ${limitText}.`;
+  const planText = plannedPeak ? `planned ${gb(plannedPeak)} GB` : 'plan not known';
+  const limitText = device ? `device limit ${gb(device)} GB` : 'limit not known';
+  const summary = `Memory by category over steps. Peak ${gb(highest)} GB, ${planText}, ${limitText}.`;
   return html`
     <section class="card chart c8">
       <header>
@@ -141,11 +167,10 @@ export function MemoryChart({ view, columns, starts }) {
       </header>
       <div class="plotbox">
         <${Plot} data=${data} height=${HEIGHT} build=${build} steps=${view.steps} summary=${summary} />
-        ${far && html`
-          <span class="ghost">
-            ↑ device limit <b>${gb(view.limit)} GB</b>
-            <span class="hide-s">${(device / highest).toFixed(0)}× this peak</span>
-          </span>`}
+        <div class="ghosts">
+          ${isLimitFar && html`<${Far} name="device limit" bytes=${device} highest=${highest} />`}
+          ${isPlanFar && html`<${Far} name="planned peak" bytes=${plannedPeak} highest=${highest} />`}
+        </div>
       </div>
     </section>`;
 }

@@ -7,7 +7,7 @@ import { alpha } from '../theme.js';
 import { attemptMarks, axis, stepAxis, whileFew } from './draw.js';
 import { cursorIndex, Plot } from './plot.js';
 
-const HEIGHT = 178;
+const HEIGHT = 206;
 
 export function SpeedChart({ view, columns, starts }) {
   const at = cursorIndex.use() ?? columns.step.length - 1;

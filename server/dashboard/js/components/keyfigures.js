@@ -1,14 +1,15 @@
 // The five key figures of a job: label, value, one line of context.
 import { html } from '../../vendor/htm-preact-3.1.1.module.js';
-import { clock, duration, gb, int, loss, MISSING, percent, short } from '../format.js';
+import { clock, duration, gb, int, loss, MISSING, percent, short, visible } from '../format.js';
+import { planRatio, progressText } from '../jobview.js';
 import { Progress } from './basics.js';
 import { MemoryBar } from './memory.js';
 
-const Figure = ({ name, value, unit, note }) => html`
+const Figure = ({ name, aside, value, unit, note, title }) => html`
   <div class="kpi">
-    <span class="k">${name}</span>
+    <span class="k row between">${name}${aside && html`<span>${aside}</span>`}</span>
     <span class="v">${value}${unit && html` <small>${unit}</small>`}</span>
-    <span class="n">${note}</span>
+    <span class="n" title=${title}>${note}</span>
   </div>`;
 
 /** The newest evaluation in words: its loss, or the share of right choices. */
@@ -24,6 +25,10 @@ function TimeFigure({ view, now }) {
   if (view.over) {
     return html`<${Figure} name="Took" value=${duration(view.took)} note="ended at ${clock(view.finishedAt)} UTC" />`;
   }
+  if (view.status === 'queued') {
+    const why = visible(progressText(view)[0]);
+    return html`<${Figure} name="Done in" value=${MISSING} note=${why} title=${why} />`;
+  }
   const known = view.status === 'running' && view.eta != null && !view.cancelRequested;
   if (!known) return html`<${Figure} name="Done in" value=${MISSING} />`;
   return html`<${Figure} name="Done in" value="about ${duration(view.eta)}" note="at ${clock(now + view.eta)} UTC" />`;
@@ -31,11 +36,14 @@ function TimeFigure({ view, now }) {
 
 function MemoryFigure({ view }) {
   const { measured, planned, limit } = view;
-  const plan = planned ? `of ${gb(view.plannedPeak)} planned` : 'plan not known';
+  const ratio = view.status === 'succeeded' && planRatio(view);
+  const aside = ratio && html`planned / measured <b>${ratio}</b>`;
+  const plan = view.plannedPeak ? `of ${gb(view.plannedPeak)} planned` : 'plan not known';
   const most = limit ? `limit ${gb(limit)}` : 'limit not known';
   const bar = html`
     <span class="kpibar"><${MemoryBar} measured=${measured} planned=${planned} limit=${limit} height=${9} /></span>`;
-  return html`<${Figure} name="Peak memory" value="${gb(view.peak)} GB" unit="${plan} · ${most}" note=${bar} />`;
+  const value = `${gb(view.peak)} GB`;
+  return html`<${Figure} name="Peak memory" aside=${aside} value=${value} unit="${plan} · ${most}" note=${bar} />`;
 }
 
 export function KeyFigures({ view, lossText, evaluations, now }) {

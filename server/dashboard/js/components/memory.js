@@ -1,4 +1,4 @@
-// The memory bar and its legend. Measured looks solid, planned pale or dashed, not known hatched.
+// The memory bar and its legends. Measured looks solid, planned pale or dashed, not known hatched.
 import { html } from '../../vendor/htm-preact-3.1.1.module.js';
 import { CATEGORIES, sumOf } from '../categories.js';
 import { gb } from '../format.js';
@@ -31,6 +31,11 @@ function describe({ measured, planned, limit }) {
     limit ? `limit ${gb(limit)} GB` : 'limit not known',
   ].join(', ');
 }
+
+/** The figures of one stack by category, as `byCategory` gives them: the text form of its bar. */
+export const MemoryFigures = ({ parts }) => html`<div class="legend figures">
+  ${CATEGORIES.map(({ key, name }) => html`<span><i class="sw cat-${key}"></i>${name} <b>${gb(parts[key])}</b></span>`)}
+  <span>peak <b>${gb(parts.peak)} GB</b></span></div>`;
 
 export const MemoryLegend = () => html`<div class="legend">
   ${CATEGORIES.map(c => html`<span><i class="sw cat-${c.key}"></i>${c.name}</span>`)}

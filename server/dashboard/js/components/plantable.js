@@ -2,6 +2,7 @@
 import { html } from '../../vendor/htm-preact-3.1.1.module.js';
 import { CATEGORIES } from '../categories.js';
 import { gb, MISSING } from '../format.js';
+import { planRatio } from '../jobview.js';
 import { MemoryBar } from './memory.js';
 
 // Below half of the last digit shown (0.01 GB) a share of the plan says nothing.
@@ -33,6 +34,7 @@ const Cells = ({ planned, measured, children }) => html`
 
 export function PlanTable({ view }) {
   const { measured, planned, limit } = view;
+  const ratio = planRatio(view);
   const scale = Math.max(1, ...CATEGORIES.flatMap(({ key }) => [measured?.[key] ?? 0, planned?.[key] ?? 0]));
   const shared = { measured, planned, scale };
   return html`
@@ -63,6 +65,14 @@ export function PlanTable({ view }) {
             <//>
           </tr>
         </tbody>
+        ${ratio && html`
+          <tfoot>
+            <tr>
+              <td class="nowrap muted" colspan="3">planned / measured${view.over ? '' : ', so far'}</td>
+              <td class="num strong">${ratio}</td>
+              <td></td>
+            </tr>
+          </tfoot>`}
       </table>
     </section>`;
 }

@@ -8,6 +8,17 @@ import { Icon, Logo } from './icons.js';
 
 const MARKS = { connecting: 'Connecting', live: 'Live', stale: 'Stale', ended: 'Final', none: '' };
 
+const NAV = [
+  ['jobs', 'Jobs'],
+  ['hosts', 'Hosts'],
+];
+
+/** `page` where the link leads to this very page, `true` where it leads to the list that the page belongs to. */
+function currentMark(key, page) {
+  if (key === page) return 'page';
+  return key === 'jobs' && page === 'job' ? 'true' : undefined;
+}
+
 function LiveMark() {
   const { state, lastAt } = contact.use();
   const ended = 'This job is over: nothing changes any more';
@@ -58,7 +69,7 @@ export function Shell({ page, children }) {
       <header class="top">
         <a class="brand" href="#/jobs" aria-label="LOMO, jobs"><${Logo} /><span>LOMO</span></a>
         <nav class="nav" aria-label="Main">
-          <a href="#/jobs" aria-current=${page === 'jobs' ? 'page' : 'true'}>Jobs</a>
+          ${NAV.map(([key, title]) => html`<a href="#/${key}" aria-current=${currentMark(key, page)}>${title}</a>`)}
         </nav>
         <span class="grow"></span>
         <${LiveMark} />

@@ -1,5 +1,6 @@
 // One job: is it alive, is it learning, does it fit, when is it done.
 import { html, useEffect, useMemo, useRef, useState } from '../../vendor/htm-preact-3.1.1.module.js';
+import { byCategory } from '../categories.js';
 import { GradientChart } from '../charts/gradient.js';
 import { LossChart, lossText } from '../charts/loss.js';
 import { MemoryChart } from '../charts/memory.js';
@@ -9,12 +10,12 @@ import { Copy, Pill, Tabs } from '../components/basics.js';
 import { CancelButton } from '../components/cancel.js';
 import { Icon } from '../components/icons.js';
 import { KeyFigures } from '../components/keyfigures.js';
-import { MemoryBar } from '../components/memory.js';
+import { MemoryBar, MemoryFigures } from '../components/memory.js';
 import { PlanTable } from '../components/plantable.js';
 import { age, clock, clockSeconds, fullTime, gb, int, loss, sayError, visible } from '../format.js';
 import { useAfter, useNow } from '../hooks.js';
 import { JobFeed } from '../jobfeed.js';
-import { deviceName, progressText } from '../jobview.js';
+import { deviceName, progressText, waits } from '../jobview.js';
 import { replaceRoute, route, setQuery } from '../router.js';
 import { attemptStarts, smooth, valueAt } from '../series.js';
 import { Checkpoints } from '../tabs/checkpoints.js';
@@ -87,42 +88,69 @@ function Facts({ view, now }) {
     <div class="facts">
       <span class="row tight"><span class="mono">${view.id}</span><${Copy} text=${view.id} label="job id" bare /></span>
       <span><b>${view.base}</b>${view.tuned && html` → <b>${view.tuned}</b>`}</span>
-      <span>${view.host ? html`on <b>${view.host}</b>${device}` : 'waits for a worker'}</span>
+      <span>${view.host ? html`on <b>${view.host}</b>${device}` : 'on no host yet'}</span>
       <span>${sayWhen(view, now)}</span>
       ${view.attempt > 0 && html`<span>attempt <b>${view.attempt}</b></span>`}
       ${view.optimizer && html`<span><b>${view.optimizer}</b>${view.precision && `, ${view.precision}`}</span>`}
     </div>`;
 }
 
+/** Before the first step: what the job waits for, and its plan as a pale stack. */
 function Waiting({ view }) {
-  const plan = view.planned ? `Planned peak ${gb(view.plannedPeak)} GB. ` : '';
+  const [what, why] = view.status === 'queued' ? waits(view) : [view.over ? view.word : progressText(view)[0], ''];
+  const plan = view.plannedPeak ? `Planned peak ${gb(view.plannedPeak)} GB. ` : 'Its memory is not planned. ';
   const charts = view.over ? 'There is nothing to draw: no step was taken.' : 'Charts appear here with the first step.';
   return html`
     <div class="card">
       <div class="empty">
-        <h2>${visible(progressText(view)[0])}</h2>
+        <h2>${visible(what)}</h2>
+        ${why && html`<p>${visible(why.charAt(0).toUpperCase() + why.slice(1))}</p>`}
         <p class="muted">${plan}${charts}</p>
         <div class="wide">
           <${MemoryBar} measured=${view.measured} planned=${view.planned} limit=${view.limit} height=${12} />
+          ${view.planned && html`<${MemoryFigures} parts=${view.planned} />`}
         </div>
       </div>
     </div>`;
 }
 
-// What helps, by the error's code (lomo_core/errors.py, jobs/lifecycle.py).
+// What helps, by the error's code (lomo_core/errors.py, jobs/lifecycle.py); where memory ran out the message says it.
 const REMEDIES = {
   engine_lost: 'Read the log of the last attempt: a job that is killed each time often needs more memory than its host has.',
-  out_of_memory: 'Use a smaller batch_size or max_seq_length, or keep activation_checkpointing on.',
   diverged: 'Use a smaller learning_rate, or clip by norm.',
   disk_full: 'Free space in the data folder, or keep fewer checkpoints.',
 };
 
-const Failure = ({ error }) => html`
-  <div class="card failure">
-    <b class="bad">${visible(error.message)}</b>
-    ${REMEDIES[error.code] && html`<span> ${REMEDIES[error.code]}</span>`}
-    <span class="faint mono xs"> ${error.code}</span>
-  </div>`;
+/**
+ * What the run held when its memory ran out, as the engine's last event tells it. Where the model was not even loaded
+ * (its size is not known) it tells its plan.
+ */
+function Account({ view, memory }) {
+  const parts = byCategory(memory);
+  const isPlan = view.parameters === null;
+  return html`
+    <div class="held">
+      <p class="small muted">${isPlan ? 'What the run needs by its plan' : 'What the run held'}, in GB</p>
+      <${MemoryBar} measured=${isPlan ? null : parts} planned=${isPlan ? parts : view.planned} limit=${view.limit}
+        height=${10} />
+      <${MemoryFigures} parts=${parts} />
+    </div>`;
+}
+
+/** Cause and remedy; a message's further lines are a table. */
+function Failure({ view, events }) {
+  const { code, message } = view.error;
+  const [first, ...rest] = visible(message).split('\n');
+  const last = code === 'out_of_memory' && events.filter(event => event.level === 'error' && event.data?.memory).pop();
+  return html`
+    <div class="card failure">
+      <b class="bad">${first}</b>
+      ${REMEDIES[code] && html`<span> ${REMEDIES[code]}</span>`}
+      <span class="faint mono xs"> ${code}</span>
+      ${rest.length > 0 && html`<pre class="account">${rest.join('\n')}</pre>`}
+      ${last && html`<${Account} view=${view} memory=${last.data.memory} />`}
+    </div>`;
+}
 
 const HINT = 'drag to zoom all charts · double-click to reset · ← → move the crosshair';
 
@@ -231,7 +259,7 @@ export function JobPage({ id, tab }) {
   return html`
     <${Head} view=${view} checkpoints=${state.checkpoints} cancel=${() => feed.cancel()} />
     <${Facts} view=${view} now=${now} />
-    ${view.error && html`<${Failure} error=${view.error} />`}
+    ${view.error && html`<${Failure} view=${view} events=${state.events} />`}
     ${columns && html`<${KeyFigures} ...${figures} />`}
     ${columns && html`<${Charts} view=${view} columns=${columns} smoothing=${smoothing} setSmoothing=${setSmoothing} />`}
     ${!columns && html`<${Waiting} view=${view} />`}

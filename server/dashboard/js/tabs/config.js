@@ -12,7 +12,8 @@ const sayOption = (key, value) => {
   return typeof value === 'object' ? JSON.stringify(value) : String(value);
 };
 
-function settings(job) {
+/** `[name, value, whether the plan of the run's memory has chosen it]` of each setting. */
+function settings({ auto, wire: job }) {
   const hyper = job.hyperparameters ?? {};
   const options = Object.entries(optionsOf(job)).map(([key, value]) => [
     key,
@@ -24,7 +25,7 @@ function settings(job) {
     ['learning_rate_multiplier', hyper.learning_rate_multiplier],
     ['seed', job.seed],
     ...options,
-  ];
+  ].map(([key, value]) => [key, value, auto.includes(key)]);
 }
 
 const sayTrained = lomo => (lomo?.frozen?.length ? 'some of them frozen' : 'all trained');
@@ -52,7 +53,9 @@ function sayAttempt({ number, host, started_at: start, ended_at: end, outcome })
   return `${number}: ${[host, outcome ?? 'runs', length].filter(Boolean).join(', ')}`;
 }
 
-const Pair = ([key, value]) => html`<dt>${key}</dt><dd>${visible(value)}</dd>`;
+const Pair = ([key, value, isChosen]) => html`
+  <dt>${key}</dt>
+  <dd>${visible(value)}${isChosen && html` <span class="chosen">chosen by the plan</span>`}</dd>`;
 
 const Pairs = ({ pairs }) => html`<dl class="kv">${pairs.filter(([, value]) => value != null).map(Pair)}</dl>`;
 
@@ -61,7 +64,7 @@ const Unreadable = ({ keys }) => html`
 
 export function Config({ state }) {
   const { unreadable } = state.job.wire.lomo;
-  const pairs = settings(state.job.wire);
+  const pairs = settings(state.job);
   const text = pairs.map(([key, value]) => `${key}: ${value}`).join('\n');
   return html`
     ${unreadable && html`<${Unreadable} keys=${unreadable} />`}

@@ -2,9 +2,10 @@
 import { html } from '../../vendor/htm-preact-3.1.1.module.js';
 import { clockSeconds, fullTime, visible } from '../format.js';
 import { Icon } from '../components/icons.js';
+import { isStep } from '../series.js';
 import { isSample } from './samples.js';
 
-export const isMilestone = event => !event.data?.memory && !isSample(event);
+export const isMilestone = event => !isStep(event) && !isSample(event);
 
 const TONES = { warn: 'warn', error: 'bad' };
 
