@@ -18,7 +18,8 @@ Json = dict[str, Any]
 Query = Mapping[str, str | int | None]
 
 _CONNECT_TIMEOUT_S = 5.0  # as the openai client
-_TIMEOUT_S = 60.0
+# A model that is new to the server is read first, which may take it 90 s (jobs/shape_cache.py) and takes 6.
+_TIMEOUT_S = 120.0
 # After the last byte the server still writes the file to disk: 512 MiB at 10 MB/s, slow for a disk, take a minute.
 _UPLOAD_TIMEOUT_S = 600.0
 _PAGE = 100

@@ -20,7 +20,7 @@ from jobs.keys import DEFAULT_ORGANIZATION
 from jobs.lifecycle import HostReport, JobFailure, RetryPolicy
 from jobs.models import Attempt, Event, Host, Job
 from jobs.planning import PlannedJob
-from jobs.repository import Lease, NewEvent, append_events
+from jobs.repository import Lease
 from jobs.spec import JobSpec
 from lomo_core import events as engine
 
@@ -62,18 +62,15 @@ def submit(
             "suffix": name,
             "seed": 17,
             "lomo": lomo or {},
-            "auto": list(auto),
         }
     )
-    planned = PlannedJob(spec=spec)
-    if plan is not None:
-        planned = PlannedJob(spec=spec, planned_bytes=plan["peak_bytes"], plan={"memory": plan})
+    planned = PlannedJob(
+        spec=spec.model_copy(update={"auto": list(auto)}),
+        plan=plan and {"memory": plan},
+        planned_bytes=plan and plan["peak_bytes"],
+    )
     return lifecycle.submit(
-        db,
-        planned=planned,
-        organization_id=DEFAULT_ORGANIZATION,
-        api_key_id=None,
-        metadata={"team": "support"},
+        db, planned=planned, organization_id=DEFAULT_ORGANIZATION, api_key_id=None, metadata={"team": "support"}
     ).id
 
 
@@ -124,11 +121,7 @@ class SimulatedRun:
         run = cls.claim(db, total_steps=total_steps, device_bytes=device_bytes)
         run.begun -= steps_ago * run.step_s
         run._move_to_the_past(steps_ago * run.step_s)
-        run._started()
-        if planned is not None:
-            with db.transaction() as session:
-                job = session.get_one(Job, run.job_id)
-                job.run = {**(job.run or {}), "planned": planned}
+        run._started(planned)
         return run
 
     @classmethod
@@ -186,10 +179,8 @@ class SimulatedRun:
 
     def run_out_of_memory(self, message: str, held: dict[str, int]) -> None:
         """End for want of memory: the engine's last words, with what it held, and the failure."""
-        data = {"code": "out_of_memory", "param": None, "memory": held, "suggestion": {"batch_size": 2}}
-        with self.db.transaction() as session:
-            last = NewEvent(message="The engine ended: out_of_memory.", level="error", data=data)
-            append_events(session, self.job_id, self.lease.attempt, [last])
+        memory = engine.MemoryBytes(**held)
+        self.ship(engine.Failed(code="out_of_memory", message=message, memory=memory, suggestion={"batch_size": 2}))
         self.fail("out_of_memory", message)
 
     def cancelled(self) -> None:
@@ -231,7 +222,7 @@ class SimulatedRun:
     def _time_of(self, event: engine.Event) -> float:
         return self.begun + getattr(event, "step", self.step) * self.step_s
 
-    def _started(self) -> None:
+    def _started(self, planned: dict[str, int] | None = None) -> None:
         self.ship(
             engine.Started(
                 step=self.step,
@@ -242,6 +233,7 @@ class SimulatedRun:
                 num_trainable_tokens=184_100,
                 device="cpu (AMD EPYC 7313)",
                 device_bytes=self.device_bytes,
+                planned=None if planned is None else engine.MemoryBytes(**planned),
             )
         )
 

@@ -328,9 +328,6 @@ def test_hosts_and_a_plan_held_against_them(place: Place) -> None:
     lifecycle.register_host(place.db, report)
     lines = place.lomo("hosts")[1].splitlines()
     assert lines[1].split()[:8] == ["desk", "NVIDIA", "L4", "16.0", "GiB", "16.0", "GiB", "0/2"]
-    config = place.folder / "data" / "models" / MODEL / "config.json"
-    sizes = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 1, "num_attention_heads": 4}
-    config.write_text(json.dumps({"model_type": "llama", "vocab_size": 512, **sizes}), encoding="utf-8")
     code, out, err = place.lomo("plan", "--model", MODEL, "--batch-size", "2", "--max-seq-length", "32")
     assert code == 0, err
     lines = out.splitlines()
@@ -338,6 +335,32 @@ def test_hosts_and_a_plan_held_against_them(place: Place) -> None:
     assert "on desk" in lines[-1]
     assert "fits: needs" in lines[-1]
     assert "has 16.0 GiB" in lines[-1]
+
+
+def test_what_the_plan_chose_is_told(place: Place) -> None:
+    register_host(place.db, HOST, available_bytes=2**36)
+    flags = ("--batch-size", "auto", "--activation-checkpointing", "auto", "--devices", "auto", "--offload", "auto")
+    job_id = create(place, *flags)
+    auto = ["batch_size", "activation_checkpointing", "devices", "offload"]
+    assert place.data("jobs", "get", job_id)["lomo"]["auto"] == auto
+    fields = dict(line.split("  ", maxsplit=1) for line in place.lomo("jobs", "get", job_id)[1].splitlines())
+    assert fields["chosen by plan"].split(", ")[0].strip() == "batch_size=4"
+    assert "activation_checkpointing=false" in fields["chosen by plan"]
+    assert fields["planned peak"].strip().endswith("iB")
+
+
+def test_a_job_that_no_host_can_hold_is_refused_with_its_table(place: Place) -> None:
+    register_host(place.db, HOST, available_bytes=2**24)
+    command = ("jobs", "create", "--model", MODEL, "--training-file", place.write(), "--batch-size", "64")
+    code, out, err = place.lomo(*command)
+    assert (code, out) == (1, "")
+    lines = err.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("error: This run does not fit"))
+    assert lines[start].endswith("[wont_fit]")
+    assert [line.split()[0] for line in lines[start + 1 : start + 7]] == [
+        *("parameters", "gradients", "optimizer", "activations", "other", "peak")
+    ]
+    assert lines[start + 7].startswith("The nearest setting that fits: batch_size")
 
 
 def test_a_wrong_key(place: Place) -> None:
