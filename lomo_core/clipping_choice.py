@@ -71,7 +71,7 @@ def choose_exact_clipping(step: StepCost, host: HostSpeed) -> tuple[ExactWay, di
 
 def measure_host(device: torch.device, dtype: torch.dtype, folder: Path) -> HostSpeed:
     """Measure with one matrix product, one copy and one small file in `folder`; well under a second together."""
-    memory = 0 if device.type == "cpu" else _available_memory_bytes()
+    memory = 0 if device.type == "cpu" else available_memory_bytes()
     return HostSpeed(
         flop_per_s=_flop_per_s(device, dtype),
         memory_bytes_per_s=_copy_bytes_per_s(device) if memory else 1.0,
@@ -117,7 +117,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _available_memory_bytes() -> int:
+def available_memory_bytes() -> int:
     """`MemAvailable` of proc(5); 0 where it is not known."""
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text(encoding="ascii").splitlines() if meminfo.exists() else []

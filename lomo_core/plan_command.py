@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
+from lomo_core.clipping_choice import available_memory_bytes
 from lomo_core.config import OptimizerName
 from lomo_core.errors import ConfigError, ModelError
 from lomo_core.memory.lora import lora_peak_bytes
 from lomo_core.memory.model_shapes import ModelShapes
 from lomo_core.memory.plan import Plan, Setting, plan
+from lomo_core.memory.process import TYPICAL, process_peak_bytes
 from lomo_core.memory.shapes import read_shapes
-from lomo_core.model import LOAD_ERRORS, silence_transformers
+from lomo_core.model import LOAD_ERRORS, pick_device, silence_transformers
 
 # A configuration is a few KB; the largest on record lists quantised layers and has 500 KB.
 _MAX_CONFIG_BYTES = 4 * 2**20
@@ -27,7 +31,7 @@ _BESIDE: tuple[OptimizerName, ...] = ("lomo", "adalomo", "sgd", "adamw")
 def plan_config(path: Path, setting: Setting) -> dict[str, Any]:
     """Plan a run of the model whose `config.json` (or whose folder) is at `path`.
 
-    `beside` has the peak of the same run under every optimizer, and under LoRA (at least).
+    `fits` is about this machine; `beside` has the peak of the same run under each optimizer, and under LoRA (at least).
 
     Raises:
         ModelError: the configuration cannot be read or asks for code, or transformers does not know the model.
@@ -35,16 +39,29 @@ def plan_config(path: Path, setting: Setting) -> dict[str, Any]:
     """
     shapes = read_shapes(read_config(path))
     check_length(shapes, setting)
+    found = plan(shapes, setting)
     return {
         "architecture": shapes.architecture,
         "num_parameters": shapes.num_parameters,
         "setting": dataclasses.asdict(setting),
-        **describe(plan(shapes, setting)),
+        **describe(found),
         "beside": {
             **{name: plan(shapes, replace(setting, optimizer=name)).peak_bytes for name in _BESIDE},
             "lora": lora_peak_bytes(shapes, setting),
         },
+        "fits": [fit_here(found)],
     }
+
+
+def fit_here(found: Plan) -> dict[str, Any]:
+    """Whether the run fits what is free now on the device of this machine; on a CPU the process around it counts."""
+    device = pick_device()
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        needed = found.peak_bytes
+    else:
+        free, needed = available_memory_bytes(), process_peak_bytes(found, TYPICAL)
+    return {"host": platform.node(), "device_bytes": free, "needed_bytes": needed, "ok": needed <= free}
 
 
 def describe(found: Plan) -> dict[str, Any]:

@@ -34,6 +34,10 @@ def test_a_configuration_is_planned_without_weights_or_server(lomo: Lomo, tmp_pa
     assert found["parameters_bytes"] == 4 * found["num_parameters"] == 4 * (512 * 64 + 2 * 50304 + 64)
     assert found["peak_bytes"] == found["beside"]["lomo"]
     assert found["beside"]["sgd"] < found["beside"]["adamw"]
+    assert 0 < found["beside"]["lora"] < found["beside"]["adamw"]
+    [here] = found["fits"]
+    assert here["needed_bytes"] >= found["peak_bytes"]
+    assert here["ok"] is (here["needed_bytes"] <= here["device_bytes"])
     assert found["optimizer_bytes"] == 0
 
 
