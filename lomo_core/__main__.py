@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import gc
 import importlib
 import json
 import os
@@ -203,6 +204,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         num_ranks=arguments.num_ranks,
     )
     command = importlib.import_module("lomo_core.plan_command")
+    gc.disable()  # as for the shapes
     _print_json(command.plan_config(Path(arguments.config), setting))
     return 0
 
@@ -212,6 +214,8 @@ def _shapes(config: Path) -> int:
     resource.setrlimit(resource.RLIMIT_DATA, (_MOST_SHAPES_BYTES, _MOST_SHAPES_BYTES))
     shapes = importlib.import_module("lomo_core.memory.shapes")
     read_config = importlib.import_module("lomo_core.plan_command").read_config
+    # There is nothing to give back in a process of seconds: 4.7 s instead of 5.1 for 80 layers.
+    gc.disable()
     sys.stdout.write(shapes.read_shapes(read_config(config)).to_json() + "\n")
     return 0
 
