@@ -30,6 +30,7 @@ NumberedLine = tuple[int, engine.JournalLine]
 _NUL_REPLACEMENT = "�"
 # A message is for reading: one that is longer was not written for people (64 KiB, as the log view cuts too).
 _MAX_MESSAGE_CHARS = 65_536
+_MIB = 1 << 20
 
 
 def shipped_lines(db: Database, *, job_id: str, attempt: int) -> int:
@@ -90,6 +91,8 @@ def _event(number: int, line: engine.JournalLine) -> NewEvent:
         case engine.Step():
             kind, message = "metrics", f"Step {event.step}/{event.total_steps}: training loss={event.loss:.2f}"
             data = {**asdict(event), "train_loss": event.loss, "train_mean_token_accuracy": event.mean_token_accuracy}
+        case engine.MemoryProfile():
+            message, data = _profile_message(event), asdict(event)
         case engine.Skipped():
             level, message = _skipped_message(event)
             data = asdict(event)
@@ -125,6 +128,17 @@ def _event(number: int, line: engine.JournalLine) -> NewEvent:
         data=_json(data) if data is not None else None,
         line=number,
         created_at=_when(line),
+    )
+
+
+def _profile_message(event: engine.MemoryProfile) -> str:
+    forward, saved, backward = (
+        f"{max(0, size) / _MIB:,.0f} MiB"
+        for size in (event.after_forward_bytes, event.saved_bytes, event.after_backward_bytes)
+    )
+    return (
+        f"Step {event.step}: {forward} alive after the forward pass ({saved} kept for the backward pass), "
+        f"{backward} after the backward pass"
     )
 
 
