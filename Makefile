@@ -37,6 +37,7 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m bench.bench_ship
 	$(BIN)/python -m bench.bench_rounding
+	$(BIN)/python -m bench.bench_meter
 
 # Options of all three: make bench-engine ARGS=--help
 bench-engine: $(STAMP)
