@@ -45,6 +45,7 @@ bench-engine: $(STAMP)
 
 bench-memory: $(STAMP)
 	$(BIN)/python -m bench.bench_memory $(ARGS)
+	$(BIN)/python -m bench.bench_fake_7b
 
 bench-quality: $(STAMP)
 	$(BIN)/python -m bench.bench_quality $(ARGS)
