@@ -3,8 +3,8 @@
 The engine's executor steps one model of 1 M parameters, where a step is short and the meter's share large. The three
 ways take turns step by step, in one process with the engine's settings of the allocator. A run samples one step in
 `METER_EVERY_STEPS`: its cost is put together from the two. Judged is the median of the ratios within a round: the
-fastest steps of two ways differ by 1 % by chance, half of the bound; they are in the lines too. A JSON line per setting;
-at most `BOUND` of a step without a meter is asked for.
+fastest steps of two ways differ by 1 % by chance, half of the bound; they are in the lines too. A JSON line per
+setting; at most `BOUND` of a step without a meter is asked for.
 """
 
 from __future__ import annotations

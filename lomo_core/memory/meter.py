@@ -35,8 +35,8 @@ from lomo_core.model import parameter_bytes
 from lomo_core.optim.fused import state_bytes
 from lomo_core.optim.protocol import RunOptimizer
 
-# Sampling takes 1 to 4 % of a short step (bench/bench_meter.py): one in 50 adds less than a thousandth. It
-# is also a line in the run's log, of which a reader wants few.
+# Sampling takes 1 to 7 % of a short step (bench/bench_meter.py): one in 50 adds a thousandth. It is also a line in the
+# run's log, of which a reader wants few.
 METER_EVERY_STEPS = 50
 _CLEAR_REFS = "/proc/self/clear_refs"
 _STATUS = "/proc/self/status"
