@@ -37,6 +37,7 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m bench.bench_ship
 	$(BIN)/python -m bench.bench_rounding
+	$(BIN)/python -m bench.bench_meter
 
 # Options of all three: make bench-engine ARGS=--help
 bench-engine: $(STAMP)
@@ -44,6 +45,7 @@ bench-engine: $(STAMP)
 
 bench-memory: $(STAMP)
 	$(BIN)/python -m bench.bench_memory $(ARGS)
+	$(BIN)/python -m bench.bench_fake_7b
 
 bench-quality: $(STAMP)
 	$(BIN)/python -m bench.bench_quality $(ARGS)

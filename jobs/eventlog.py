@@ -91,6 +91,8 @@ def _event(number: int, line: engine.JournalLine) -> NewEvent:
         case engine.Step():
             kind, message = "metrics", f"Step {event.step}/{event.total_steps}: training loss={event.loss:.2f}"
             data = {**asdict(event), "train_loss": event.loss, "train_mean_token_accuracy": event.mean_token_accuracy}
+        case engine.MemoryProfile():
+            message, data = _profile_message(event), asdict(event)
         case engine.Skipped():
             level, message = _skipped_message(event)
             data = asdict(event)
@@ -129,6 +131,17 @@ def _event(number: int, line: engine.JournalLine) -> NewEvent:
         data=_json(data) if data is not None else None,
         line=number,
         created_at=_when(line),
+    )
+
+
+def _profile_message(event: engine.MemoryProfile) -> str:
+    forward, saved, backward = (
+        f"{max(0, size) / _MIB:,.0f} MiB"
+        for size in (event.after_forward_bytes, event.saved_bytes, event.after_backward_bytes)
+    )
+    return (
+        f"Step {event.step}: {forward} alive after the forward pass ({saved} kept for the backward pass), "
+        f"{backward} after the backward pass"
     )
 
 

@@ -6,7 +6,6 @@ The same step, of any model and setting, is what the memory benchmark measures (
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -51,8 +50,13 @@ class SampleRun:
 
     model: Any
     optimizer: RunOptimizer
-    step: Callable[[], object]
-    """One training step, always on the same batch."""
+    meter: Meter
+    executor: PlainExecutor
+    batch: Batch
+
+    def step(self) -> None:
+        """One training step, always on the same batch."""
+        self.executor.run([self.batch])
 
 
 def make_sample_run(architecture: Any, setting: Setting) -> SampleRun:
@@ -63,9 +67,9 @@ def make_sample_run(architecture: Any, setting: Setting) -> SampleRun:
     if setting.activation_checkpointing:
         enable_activation_checkpointing(model)
     optimizer = _optimizer(setting, model)
-    executor = PlainExecutor(model, optimizer, Meter(model, optimizer, _CPU))
+    meter = Meter(model, optimizer, _CPU)
     batch = _batch(setting, architecture.vocab_size)
-    return SampleRun(model, optimizer, lambda: executor.run([batch]))
+    return SampleRun(model, optimizer, meter, PlainExecutor(model, optimizer, meter), batch)
 
 
 def resident_bytes() -> int:

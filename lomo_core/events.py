@@ -91,6 +91,24 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryProfile:
+    """Memory of a sampled step at the boundaries of its phases (see `memory/meter.py`). Bytes that are alive and were
+    not when the step began; a later boundary's can be negative."""
+
+    type: ClassVar[str] = "memory_profile"
+    step: int
+    """As in the `Step` before it."""
+    after_forward_bytes: int
+    """The loss is there, and the backward pass is next."""
+    after_backward_bytes: int
+    """Where the update happens inside the backward pass, it has happened."""
+    after_step_bytes: int
+    saved_bytes: int
+    """Of `after_forward_bytes`, what autograd says that it keeps: its storages, each once, parameters and buffers
+    excluded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
     """A step that changed no weight."""
 
@@ -211,6 +229,7 @@ Event = (
     Message
     | Started
     | Step
+    | MemoryProfile
     | Skipped
     | RolledBack
     | Evaluation

@@ -14,7 +14,7 @@ def try_batch(training: Training, batch: Batch) -> None:
     meter = training.meter
     devices = [batch.input_ids.device] if batch.input_ids.is_cuda else []
     with torch.random.fork_rng(devices=devices), training.optimizer.probing(), training.executor.trying():
-        meter.begin_step()
+        meter.begin_step(is_trial=True)
         loss = training.executor.loss_of(batch).loss
         meter.forward_done()
         # Where the optimizer walks the graph a second time, the first walk frees nothing of it.

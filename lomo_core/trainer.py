@@ -251,6 +251,8 @@ class Trainer:
                 rows_hash=self._plan.rows_hash(step),
             )
         )
+        if profile := meter.find_profile(step=self._step):
+            self._journal.write(profile)
         return self._outcome(result, scale_before=scale)
 
     def _outcome(self, result: StepResult, *, scale_before: float | None) -> Outcome:

@@ -213,6 +213,8 @@ class _Head(torch.autograd.Function):
             new = torch.maximum(top, best)
             total.mul_((top - new).exp_()).add_(logits.sub_(new.unsqueeze(1)).exp_().sum(dim=1))
             top = new
+            # Else this block's would be alive until the next one's are made.
+            del logits
         lse = top + total.log_()
         ctx.save_for_backward(hidden, targets, lse)
         # Not saved as a tensor: its rows are updated while backward still walks over the others.
@@ -237,6 +239,7 @@ class _Head(torch.autograd.Function):
                 torch.mm(p.t(), hidden, out=whole[first : first + block.shape[0]])
             elif spans is not None:
                 shared.head._take_block(shared, first, p.t() @ hidden, spans[number])  # noqa: SLF001 - see above
+            del p
         is_input = ctx.needs_input_grad[1]
         return grad_hidden.to(hidden.dtype), whole if is_input else None, None, None, None
 

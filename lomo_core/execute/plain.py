@@ -64,10 +64,12 @@ class PlainExecutor:
         return self._heap.step()
 
     def _run(self, batch: Batch) -> StepResult:
-        result = self.loss_of(batch)
+        with self._meter.forward():
+            result = self.loss_of(batch)
         # The one wait for the device: a loss that is not finite must not reach the weights.
         loss = float(result.loss.detach())
         self._meter.forward_done()
         is_applied = math.isfinite(loss) and self._optimizer.backward(result.loss)
+        self._meter.backward_done()
         self._optimizer.step()
         return StepResult(loss=loss, num_correct=int(result.num_correct), is_applied=is_applied)

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-FORMAT = 1
+FORMAT = 2
 """Of the JSON; another one is made anew."""
 
 
@@ -54,9 +54,9 @@ def largest(moments: Moments, batch: int, seq: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """A part of a model under one dtype, attention and mask. Bytes above what was alive before the part; its output
-    counts as its own, its input as the previous part's. Gradients of parameters are in `backward` as long as they
-    live."""
+    """A part of a model under one dtype, attention and mask. Bytes above what was alive before the part's input;
+    the input counts as its own as long as it lives, the output as the next part's input. Gradients of parameters are in
+    `backward` as long as they live."""
 
     saved: Polynomial
     """Alive between the part's forward and backward pass."""
@@ -74,7 +74,7 @@ class BlockTraces:
     plain_keeping: Trace
     """The same, with all gradients kept to the end."""
     checkpointed: Trace
-    """Only the block's input is kept (its output, in this count), the rest is made again in backward."""
+    """Only the block's input is kept, the rest is made again in backward."""
     checkpointed_keeping: Trace
 
 

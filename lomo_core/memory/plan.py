@@ -156,9 +156,9 @@ class _Planner:
         self._blocks = [self._trace(traces.blocks[kind]) for kind in shapes.order]
         self._saved = [block.saved.at(*self._size) for block in self._blocks]
         self._arguments = traces.arguments.at(*self._size)
-        # Token ids, labels, positions and mask of the batch are the data's, not the step's; what the embedding keeps
-        # beside its output X are the ids.
-        self._before_blocks = self._hidden_bytes + _INT64 * self._tokens + self._arguments
+        # Token ids, labels, positions and mask of the batch are the data's, not the step's, but the embedding keeps the
+        # ids. Its output X is the first block's input.
+        self._before_blocks = _INT64 * self._tokens + self._arguments
         self._is_in_blocks = setting.head == "vocabulary_blocks" and shapes.has_plain_head
         self._is_in_rows = self._is_in_blocks and setting.optimizer == "lomo"
 
@@ -357,14 +357,14 @@ class _Planner:
         return min(rows, shapes.vocab_size)
 
     def _head_saved_bytes(self) -> int:
-        """Kept between the head's forward and backward pass, beside the hidden states it is given."""
+        """Kept between the head's forward and backward pass; of the hidden states those of the trained tokens."""
         shapes = self._shapes
+        picked = self._trained * shapes.hidden_size * self._itemsize
         if self._is_in_blocks:
-            # The trained tokens' hidden states, targets and log-sum-exp; the last norm's output has gone by then.
-            picked = self._trained * shapes.hidden_size * self._itemsize
-            return picked + self._trained * (_INT64 + _FP32) - self._hidden_bytes
+            # The trained tokens' hidden states, targets and log-sum-exp.
+            return picked + self._trained * (_INT64 + _FP32)
         copies = self._itemsize + (_FP32 if self._setting.head == "transformers" else 0)
-        return self._trained * (shapes.vocab_size * copies + _INT64 + _FP32) - self._hidden_bytes
+        return picked + self._trained * (shapes.vocab_size * copies + _INT64 + _FP32)
 
     def _head_transient_bytes(self) -> int:
         shapes, itemsize = self._shapes, self._itemsize

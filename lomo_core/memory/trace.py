@@ -44,12 +44,13 @@ class Run:
     """Bytes alive at one size: after the forward pass, and after each operation of either pass."""
 
     saved: int
+    """The part's input included, if the part keeps it; its output only if the part itself does."""
     forward: list[int]
     backward: list[int]
     backward_keeping: list[int]
     """The same with all gradients kept to the end."""
     left: int
-    """After the backward pass, the gradient of the source excepted."""
+    """After the backward pass."""
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -98,13 +99,13 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
 
 
 def run_part(part: Callable[[Tensor], Tensor], source: Tensor, *, known: Sequence[Tensor]) -> Run:
-    """Run a part forward and backward on a fake tensor [B, T, H], in a `FakeTensorMode`.
+    """Run a part forward and backward on a fake tensor [B, T, H] like `source`, in a `FakeTensorMode`.
 
     `known` was there before: parameters, buffers, the part's other arguments. Gradients of parameters are dropped when
     they are complete.
     """
-    source = source.detach().requires_grad_()
-    live = LiveBytes([source, *known])
+    anchor = torch.zeros(0, requires_grad=True)
+    live = LiveBytes([anchor, *known])
     handles: list[Any] = [
         tensor.register_post_accumulate_grad_hook(live.drop_gradient)  # type: ignore[no-untyped-call]
         for tensor in known
@@ -112,11 +113,10 @@ def run_part(part: Callable[[Tensor], Tensor], source: Tensor, *, known: Sequenc
     ]
     try:
         with live:
-            root = _Root.apply(part(source))  # type: ignore[no-untyped-call]
-            # What follows keeps the part's output, as its own input.
-            saved, forward = live.live + source.nbytes, live.take_moments()
+            # Nobody but the part has its input: whether it is kept shows.
+            root = _Root.apply(part(_Source.apply(anchor, source)))  # type: ignore[no-untyped-call]
+            saved, forward = live.live, live.take_moments()
             root.backward()
-            source.grad = None
             backward = live.take_moments()
     finally:
         for handle in handles:
@@ -158,6 +158,18 @@ def _key(storage: torch.UntypedStorage) -> int:
 
 def _is_leaf(tensor: Tensor) -> bool:
     return tensor.is_leaf and tensor.requires_grad
+
+
+class _Source(torch.autograd.Function):
+    """Stands for what comes before: makes the part's input, and takes its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, _: Tensor, like: Tensor) -> Tensor:
+        return torch.empty_like(like)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[None, None]:
+        return None, None
 
 
 class _Root(torch.autograd.Function):

@@ -53,4 +53,4 @@ def shapes_by_hand(*, is_tied: bool = False) -> ModelShapes:
 
 LOMO = Setting(precision="fp32", seq_length=10, activation_checkpointing=False)
 # Of the batch: hidden states, int64 ids, and what the blocks are called with.
-BEFORE_BLOCKS = 10 * (X + 8 + 5)
+BEFORE_BLOCKS = 10 * (8 + 5)

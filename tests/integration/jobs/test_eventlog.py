@@ -89,6 +89,31 @@ def test_a_batch_lands_everywhere_it_belongs(db: Database) -> None:
     assert evaluation.choice_accuracy == 0.5
 
 
+def test_a_memory_profile_is_a_sentence_with_its_figures(db: Database) -> None:
+    job = submit(db)
+    profile = engine.MemoryProfile(
+        step=50,
+        after_forward_bytes=210 << 20,
+        after_backward_bytes=-4096,
+        after_step_bytes=0,
+        saved_bytes=198 << 20,
+    )
+    eventlog.ship(db, claim(db).lease, lines(step(50), profile), attempt=1, relative=relative)
+    told = reads.events_since(db, job_id=job.id, seq=0, limit=99)[-1]
+    assert (told.type, told.level) == ("message", "info")
+    assert told.message == (
+        "Step 50: 210 MiB alive after the forward pass (198 MiB kept for the backward pass), "
+        "0 MiB after the backward pass"
+    )
+    assert told.data == {
+        "step": 50,
+        "after_forward_bytes": 210 << 20,
+        "after_backward_bytes": -4096,
+        "after_step_bytes": 0,
+        "saved_bytes": 198 << 20,
+    }
+
+
 def test_a_rollback_is_told_and_takes_the_abandoned_checkpoints_with_it(db: Database) -> None:
     job = submit(db)
     lease = claim(db).lease

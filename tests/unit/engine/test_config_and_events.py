@@ -195,4 +195,4 @@ def test_a_journal_of_one_torn_line_is_emptied(tmp_path: Path) -> None:
 def test_codes_are_one_to_one() -> None:
     assert len({error.code for error in EXIT_CODES.values()}) == len(EXIT_CODES)
     assert EXIT_CODES[1] is EngineError
-    assert len(EVENT_TYPES) == 11
+    assert len(EVENT_TYPES) == 12

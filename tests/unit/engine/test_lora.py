@@ -32,7 +32,7 @@ def test_without_checkpointing_the_loss_has_the_most_beside_the_adapters() -> No
     shapes = shapes_by_hand()
     phases = {phase.name: phase for phase in plan(shapes, LOMO).phases}
     # What the forward pass leaves: the blocks' own, the trained tokens' hidden states, targets and log-sum-exp.
-    kept = BEFORE_BLOCKS + LAYERS * TOKENS * 100 + TOKENS * X + TOKENS * (X + 8 + 4) - TOKENS * X
+    kept = BEFORE_BLOCKS + LAYERS * TOKENS * 100 + TOKENS * X + TOKENS * (X + 8 + 4)
     # All of the vocabulary is one block: its logits in fp32, the hidden states' gradient, and a block's part of it.
     scratch = TOKENS * VOCAB * 4 + TOKENS * H * (4 + 4)
     assert phases["loss"].activations_bytes == kept
@@ -45,7 +45,7 @@ def test_with_checkpointing_only_one_blocks_intermediates_are_alive() -> None:
     shapes = shapes_by_hand()
     # 400 tokens of which one has a loss: the backward pass has the most.
     setting = replace(LOMO, seq_length=400, activation_checkpointing=True, trained_share=1 / 400)
-    before = 400 * (X + 8 + 5)
+    before = 400 * (8 + 5)
     # The first block's input, the last block made again; the norm is not walked twice, whatever LOMO's way was.
     backward = before + 400 * X + 400 * 150 + 2 * 400 * RANK * 4
     expected = WEIGHTS + 16 + 16 * ADAPTERS + backward

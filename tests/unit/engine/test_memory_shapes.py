@@ -55,19 +55,19 @@ def test_a_llama_block_keeps_what_its_formulas_need(shapes: ModelShapes, itemsiz
     attention = 4 * s * H + 4 * HEADS
     # Gate, silu(gate), the other branch, their product.
     mlp = 4 * s * INNER
-    output = s * H
     traces = shapes.find_traces(Variant(itemsize=s, attention="sdpa", rows=rows))
     assert traces is not None
     saved = traces.blocks[0].plain.saved
     per_token = saved.columns if rows == "one" else saved.tokens
     if s == 2:
-        assert per_token == 2 * norm + attention + mlp + output
+        # Neither the block's input nor the residual: the norms keep their fp32 copies.
+        assert per_token == 2 * norm + attention + mlp
     else:
-        # The first norm's input is the block's own, which the part before it has; the second's is the residual.
-        assert per_token == 2 * norm + attention + mlp + output + s * H
+        # The first norm's input is the block's own, the second's is the residual.
+        assert per_token == 2 * norm + attention + mlp + 2 * s * H
     assert saved.squares == saved.pairs == 0
     again = traces.blocks[0].checkpointed.saved
-    assert (again.columns if rows == "one" else again.tokens) == output
+    assert (again.columns if rows == "one" else again.tokens) == s * H  # the input
 
 
 def test_padding_costs_a_mask_and_eager_attention_the_scores() -> None:
