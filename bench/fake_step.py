@@ -90,7 +90,7 @@ def track_step(architecture: Any, setting: Setting, *, has_updates: bool = True)
     return Tracked(meter.activations_bytes, peak, left, time.perf_counter() - start)
 
 
-class _Tracker(MemTracker):
+class _Tracker(MemTracker):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Without figures by module, which would be looked through after each operation."""
 
     def _update_peak_stats(self, peak_state: Any) -> None:
