@@ -22,7 +22,9 @@ from server.auth import Authenticator
 from server.deps import authenticated
 from server.hub import Hub
 from server.middleware import BodyLimit, Gate, RequestContext
+from server.prometheus import Metrics
 from server.routes import files, health, hosts, jobs, models, pages, plan, runs
+from server.routes import metrics as metrics_route
 from server.services import Services
 from server.settings import ServerSettings
 
@@ -35,6 +37,7 @@ PUBLIC = frozenset(
 def create_app(settings: ServerSettings) -> FastAPI:
     """The server as an ASGI application. Nothing is connected to before it starts."""
     db = Database(settings.database_url, pool_size=settings.database_pool_size)
+    metrics = Metrics(db)
     services = Services(
         settings=settings,
         db=db,
@@ -42,6 +45,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         authenticator=Authenticator(db),
         hub=Hub(db, settings),
         shapes=ShapeCache(settings.data_dir / SHAPES_NAME),
+        metrics=metrics,
         schema_revision=head_revision(),
     )
     app = FastAPI(
@@ -50,14 +54,14 @@ def create_app(settings: ServerSettings) -> FastAPI:
         openapi_url=None,
         redirect_slashes=False,
         middleware=[
-            Middleware(RequestContext),
+            Middleware(RequestContext, metrics=metrics),
             Middleware(Gate, allowed_hosts=_allowed_hosts(settings)),
             Middleware(BodyLimit),
         ],
     )
     app.state.services = services
     errors.install(app)
-    for module in (files, jobs, runs, models, hosts, plan, health, pages):
+    for module in (files, jobs, runs, models, hosts, plan, health, metrics_route, pages):
         # Flat, not nested, so that what guards a route can be seen on it.
         app.router.routes.extend(module.router.routes)
     app.mount("/assets", StaticFiles(directory=pages.DASHBOARD_DIR, check_dir=False))

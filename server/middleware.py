@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.files import MAX_FILE_BYTES
 from server.errors import ApiError, error_response, too_large
+from server.prometheus import Metrics
 
 # The largest JSON body is a job with 16 pairs of metadata, some 20 KB; 1 MiB is generous and cheap.
 MAX_JSON_BYTES = 1024 * 1024
@@ -31,6 +32,10 @@ _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _MAX_LENGTH_DIGITS = 20  # of 2**64
 # A path longer than this was not written by people; it would only fill the log.
 _MAX_LOGGED_PATH_CHARS = 200
+
+# In metrics: what no route took, and methods that nobody defines, which a stranger could make up without end.
+_NO_ROUTE, _OTHER_METHOD = "none", "OTHER"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _SECURITY_HEADERS = {
     "content-security-policy": (
@@ -48,8 +53,9 @@ log = structlog.get_logger("server.access")
 class RequestContext:
     """Gives each request an id, each response the security headers, and the log one line for both."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self.app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -61,18 +67,21 @@ class RequestContext:
         # Never unbound: a request has a task, and so a context, of its own; uvicorn logs tracebacks in it.
         structlog.contextvars.bind_contextvars(request_id=request_id)
         started = time.monotonic()
-        status = 0
+        status, start_s = 0, None
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, start_s
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, start_s = message["status"], time.monotonic() - started
                 _complete_headers(MutableHeaders(scope=message), scope["path"], request_id)
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_headers)
         finally:
+            route = getattr(scope.get("route"), "path", _NO_ROUTE)
+            method = scope["method"] if scope["method"] in _METHODS else _OTHER_METHOD
+            self._metrics.note_request(method=method, route=route, status=status, start_s=start_s)
             say = log.debug if scope["path"] in _PROBES else log.info
             say(
                 "request",

@@ -10,6 +10,7 @@ from jobs.db import Database
 from jobs.shape_cache import ShapeCache
 from server.auth import Authenticator
 from server.hub import Hub
+from server.prometheus import Metrics
 from server.settings import ServerSettings
 
 
@@ -23,5 +24,6 @@ class Services:
     authenticator: Authenticator
     hub: Hub
     shapes: ShapeCache
+    metrics: Metrics
     schema_revision: str
     """The newest revision that this code knows."""
