@@ -18,7 +18,7 @@ from lomo_core.data.packing import collate_packed
 from lomo_core.data.template import EncodedRow
 from lomo_core.events import Finished, MemoryBytes, MemoryVerdict, Message, Started, Step
 from lomo_core.journal import Journal
-from lomo_core.memory.model_shapes import ModelShapes
+from lomo_core.memory.model_shapes import FORMAT, ModelShapes
 from lomo_core.memory.paper import llama
 from lomo_core.memory.plan import Norm, Plan, Setting, plan
 from lomo_core.memory.process import Calibration, process_peak_bytes
@@ -187,7 +187,7 @@ def test_without_shapes_nothing_is_planned(make_config: MakeConfig) -> None:
     ("change", "reason"),
     [
         (None, "No such file"),
-        (('"format":1', '"format":0'), "not the shapes of a model, or those of another version"),
+        ((f'"format":{FORMAT}', '"format":0'), "not the shapes of a model, or those of another version"),
         (
             ("LlamaFor", "OtherFor"),
             "they are of a OtherForCausalLM with 106,816 parameters, and this is a LlamaForCausalLM",
