@@ -147,7 +147,9 @@ def test_two_services_live_side_by_side_and_keep_their_state(begin_up, wait_unti
     again = begin_up("one")
     wait_until(again.is_ready, START_TIMEOUT_S, "the second start over the same folder")
     with again.api() as api:
-        assert [file["id"] for file in api.get("/v1/files").json()["data"]] == [sent.json()["id"]]
+        listed = api.get("/v1/files")
+        assert listed.status_code == 200, f"{listed.text}\n{again.output}"
+        assert [file["id"] for file in listed.json()["data"]] == [sent.json()["id"]]
         assert api.get(f"/v1/files/{sent.json()['id']}/content").content == line
     assert again.end(signal.SIGINT) == 0, again.output
 
