@@ -53,16 +53,14 @@ def resolve_model(db: Database, settings: JobsSettings, *, organization_id: str,
     )
 
 
-def read_config(source: ModelSource, *, name: str) -> bytes | None:
-    """The model's `config.json`, for planning its memory; None where it is on the hub.
+def read_config(folder: Path, *, name: str) -> bytes:
+    """The `config.json` of a model's folder, for planning its memory.
 
     Raises:
         InvalidRequestError: it cannot be read, or is too large to be one.
     """
-    if source.path is None:
-        return None
     try:
-        with (source.path / "config.json").open("rb") as stream:
+        with (folder / "config.json").open("rb") as stream:
             raw = stream.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise InvalidRequestError(

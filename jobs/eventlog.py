@@ -66,7 +66,7 @@ def ship(
         _write_evaluations(session, job.id, new)
         _write_checkpoints(session, job.id, attempt, new, relative)
         _unpublish_checkpoints(session, job)
-        _write_figures(session, job, new)
+        _write_figures(session, job, attempt, new)
         session.execute(
             update(Attempt)
             .where(Attempt.job_id == job.id, Attempt.number == attempt)
@@ -262,16 +262,20 @@ def _replace(
     session.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=changed), rows)
 
 
-def _write_figures(session: Session, job: Job, lines: Sequence[NumberedLine]) -> None:
+def _write_figures(session: Session, job: Job, attempt: int, lines: Sequence[NumberedLine]) -> None:
     """Bring the latest figures of the run to the job's row, from where lists and pages read them."""
     values: dict[str, Any] = {}
     peak = (job.memory or {}).get("peak_bytes", 0)
-    has_started = job.run is not None
+    has_started = job.run is not None and job.run.get("attempt") == attempt
     for _, line in lines:
         event = line.event
         if isinstance(event, engine.Started):
             has_started = True
-            values |= {"run": asdict(event), "step": event.step, "total_steps": event.total_steps}
+            values |= {
+                "run": {**asdict(event), "attempt": attempt},
+                "step": event.step,
+                "total_steps": event.total_steps,
+            }
         elif isinstance(event, engine.RolledBack | engine.Skipped):
             # A step that was passed over has no figures of its own.
             values["step"] = event.step
@@ -288,7 +292,8 @@ def _write_figures(session: Session, job: Job, lines: Sequence[NumberedLine]) ->
                 peak = event.memory.peak_bytes
                 values["memory"] = asdict(event.memory)
         elif isinstance(event, engine.Failed) and event.memory is not None and has_started:
-            # Where memory ran out: what was held there tells more than the peak of a step that fitted.
+            # What was held where memory ran out tells more than the peak of a step that fitted. Of an attempt whose
+            # model could not be loaded the figures are its plan's.
             values["memory"] = asdict(event.memory)
     if values:
         session.execute(update(Job).where(Job.id == job.id).values(**values))

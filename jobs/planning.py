@@ -16,8 +16,7 @@ from jobs.spec import Choosable, JobSpec, LomoOptions
 from lomo_core.memory.fit import Fitting, largest_that_fits, nearest_that_fits
 from lomo_core.memory.model_shapes import ModelShapes
 from lomo_core.memory.plan import Norm, Plan, Setting, plan
-
-CATEGORIES = ("parameters", "gradients", "optimizer", "activations")
+from lomo_core.memory.process import as_measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +105,8 @@ def to_setting(options: LomoOptions, *, batch_size: int, model_length: int | Non
     """What of a job's options decides its memory. Rows are taken to be as long as they may be (by the options, and by
     the model's positions), of different lengths, each token to have a loss, and the exact norm, where the way to it is
     left to the engine, to come from a second backward pass: the most that it may choose."""
-    needs_norm = options.precision == "fp16" or options.clip.mode == "norm"
+    # `delayed` gets the norm of the step before, which the first step does not have, in the exact way.
+    needs_norm = options.precision == "fp16" or options.clip.mode in ("norm", "delayed")
     norm: Norm = "second_backward" if options.clip.exact == "auto" else options.clip.exact
     return Setting(
         optimizer=options.optimizer,
@@ -121,10 +121,8 @@ def to_setting(options: LomoOptions, *, batch_size: int, model_length: int | Non
 
 
 def memory_by_category(found: Plan, *, overhead_bytes: int) -> dict[str, int]:
-    """A plan in the meter's categories (lomo_core/events.py, MemoryBytes): `other` is the rest of the peak."""
-    parts = {f"{name}_bytes": getattr(found, f"{name}_bytes") for name in CATEGORIES}
-    peak = found.peak_bytes + overhead_bytes
-    return {**parts, "other_bytes": max(0, peak - sum(parts.values())), "peak_bytes": peak}
+    """A plan in the meter's categories, for JSON."""
+    return dataclasses.asdict(as_measured(found, added_bytes=overhead_bytes))
 
 
 def _wont_fit_text(found: Fitting, nearest: Fitting | None, room: Room, changes: dict[str, Any]) -> str:

@@ -36,6 +36,12 @@ _PACKAGES = ("torch", "transformers")
 _IRRELEVANT = frozenset({"_name_or_path", "dtype", "torch_dtype", "transformers_version"})
 # Of models in this process's memory: a file of some 50 KB takes 3 ms to read.
 _MOST_KEPT = 64
+# Of files in the folder: whoever may plan could fill a disk, 50 KB every 6 s. A service has tens of models.
+_MOST_FILES = 1000
+
+
+class _EngineDiedError(InvalidRequestError):
+    """The process gave no answer: it was killed, took too long or met a defect. The next time it may."""
 
 
 class ShapeCache:
@@ -74,7 +80,10 @@ class ShapeCache:
         return found
 
     def _keep(self, path: Path, found: ModelShapes | InvalidRequestError) -> None:
-        self._kept[path.name] = found
+        if isinstance(found, _EngineDiedError):
+            return
+        self._kept.pop(path.name, None)
+        self._kept[path.name] = found  # the last one is the most recent
         while len(self._kept) > _MOST_KEPT:
             self._kept.popitem(last=False)
 
@@ -105,7 +114,14 @@ class ShapeCache:
             part = Path(folder) / "shapes.json"
             part.write_text(text, encoding="utf-8")
             part.replace(path)
+        self._prune()
         return shapes
+
+    def _prune(self) -> None:
+        """Delete the oldest files beyond the limit; who needs one again has it made again."""
+        newest_first = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in newest_first[_MOST_FILES:]:
+            path.unlink(missing_ok=True)
 
 
 def _ask_engine(config: Path) -> str:
@@ -117,22 +133,23 @@ def _ask_engine(config: Path) -> str:
             command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False, env=environment
         )
     except subprocess.TimeoutExpired as error:
-        raise InvalidRequestError(
+        raise _EngineDiedError(
             f"The model's memory could not be foreseen within {_PATIENCE_S:.0f} s.",
             code=UnforeseenModelError.code,
             param="model",
         ) from error
     if result.returncode == 0:
         return result.stdout
-    message, code = "The model cannot be built from its configuration", ModelError.code
-    if result.returncode in (ModelError.exit_code, UnforeseenModelError.exit_code):
-        message = " ".join(result.stderr.split())[:_MAX_MESSAGE_CHARS].rstrip(".")
-        code = EXIT_CODES[result.returncode].code
+    if result.returncode not in (ModelError.exit_code, UnforeseenModelError.exit_code):
+        # 3 GiB did not suffice (a configuration of absurd size), or something killed it.
+        raise _EngineDiedError("The model cannot be built from its configuration.", code=ModelError.code, param="model")
+    message = " ".join(result.stderr.split())[:_MAX_MESSAGE_CHARS].rstrip(".")
+    code = EXIT_CODES[result.returncode].code
     raise InvalidRequestError(f"{message[:1].upper()}{message[1:]}.", code=code, param="model")
 
 
 def _key(config: bytes) -> str:
-    about = [str(FORMAT), *(f"{name} {_version(name)}" for name in _PACKAGES)]
+    about = [str(FORMAT), *engine_versions()]
     return hashlib.sha256("\n".join(about).encode() + b"\n" + _relevant(config)).hexdigest()
 
 
@@ -145,6 +162,11 @@ def _relevant(config: bytes) -> bytes:
     if not isinstance(raw, dict):
         return config
     return json.dumps({key: value for key, value in raw.items() if key not in _IRRELEVANT}, sort_keys=True).encode()
+
+
+def engine_versions() -> list[str]:
+    """Libraries that decide an engine's memory, as installed beside this process; a server may be without them."""
+    return [f"{package} {_version(package)}" for package in _PACKAGES]
 
 
 def _version(package: str) -> str:

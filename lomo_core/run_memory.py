@@ -24,7 +24,7 @@ from lomo_core.journal import Journal
 from lomo_core.memory.fit import Fitting, nearest_that_fits
 from lomo_core.memory.model_shapes import ModelShapes
 from lomo_core.memory.plan import Norm, Plan, Setting, plan
-from lomo_core.memory.process import TYPICAL, Calibration, added_bytes
+from lomo_core.memory.process import TYPICAL, Calibration, added_bytes, as_measured
 from lomo_core.oom import Suggestion
 
 # In the run's folder and not in the model's: equal runs have equal models, manifest included, and not equal peaks.
@@ -156,7 +156,7 @@ class RunMemory:
         if self._shapes is None or self._foreseen is None:
             return None
         failed, shapes = self._foreseen, self._shapes
-        added = added_bytes(failed.plan, self._calibration) if self._is_on_host else 0
+        added = self._added_bytes(failed.plan)
         # Never the setting that failed, also where its plan is below what it came to hold.
         capacity = round(_CAPACITY_SHARE * min(held.peak_bytes - added, failed.plan.peak_bytes))
         same = nearest_that_fits(shapes, failed.setting, capacity)
@@ -201,21 +201,14 @@ class RunMemory:
             return None
 
     def _as_measured(self, found: Plan) -> MemoryBytes:
-        """A plan in the meter's categories."""
-        parts = (found.parameters_bytes, found.gradients_bytes, found.optimizer_bytes, found.activations_bytes)
-        peak = self._peak_bytes(found)
-        return MemoryBytes(
-            parameters_bytes=parts[0],
-            gradients_bytes=parts[1],
-            optimizer_bytes=parts[2],
-            activations_bytes=parts[3],
-            other_bytes=max(0, peak - sum(parts)),
-            peak_bytes=peak,
-        )
+        return as_measured(found, added_bytes=self._added_bytes(found))
 
     def _peak_bytes(self, found: Plan) -> int:
         """Of the process on a CPU host, of the allocator elsewhere: what the meter calls the peak."""
-        return found.peak_bytes + (added_bytes(found, self._calibration) if self._is_on_host else 0)
+        return found.peak_bytes + self._added_bytes(found)
+
+    def _added_bytes(self, found: Plan) -> int:
+        return added_bytes(found, self._calibration) if self._is_on_host else 0
 
     # -- its setting ----------------------------------------------------------------------------------------------
 

@@ -6,23 +6,24 @@ what is allocated there, and what its driver and libraries hold is not free when
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import platform
 import threading
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from jobs.shape_cache import engine_versions
 from lomo_core.config import CalibrationConfig
 from lomo_core.errors import ConfigError
 from lomo_core.memory.process import MOST_HOLES_BYTES, TYPICAL
 from worker.engine_process import EngineProcess, engine_environment
 from worker.settings import WorkerSettings
 
-# Five seconds on a quiet machine, most of it imports.
+# Eight seconds on a quiet machine, most of it imports.
 _PATIENCE_S = 120.0
 _POLL_S = 0.05
 _TYPICAL = CalibrationConfig(base_bytes=TYPICAL.base_bytes, libraries_bytes=TYPICAL.libraries_bytes)
@@ -33,22 +34,17 @@ log = structlog.get_logger(__name__)
 def calibrate(settings: WorkerSettings, *, stopping: threading.Event) -> CalibrationConfig:
     """This host's figures: from its file, else measured by the engine; typical ones where the engine cannot tell, or
     the worker stops meanwhile."""
-    folder = settings.data_dir.absolute() / "calibration"
-    path = folder / f"{settings.worker_name}-{_key(settings)}.json"
-    found = read_calibration(path)
-    if found is not None:
-        return found
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    answer = _ask_engine(settings, folder, stopping)
-    found = None if answer is None else _parse(answer)
+    path = settings.data_dir.absolute() / "calibration" / f"{settings.worker_name}-{_key(settings)}.json"
+    found = _read(path)
+    try:
+        if found is None:
+            found = _measure(settings, path, stopping)
+    except OSError as error:
+        # A full disk, or no such engine: that is for the jobs to tell, and no reason not to announce the host.
+        log.warning("calibration_not_possible", error=str(error))
     if found is None:
         log.warning("calibration_failed", used="typical figures")
-        return _TYPICAL
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"base_bytes": found.base_bytes, "libraries_bytes": found.libraries_bytes}), "utf-8")
-    part.replace(path)
-    log.info("calibrated", base_bytes=found.base_bytes, libraries_bytes=found.libraries_bytes)
-    return found
+    return found or _TYPICAL
 
 
 def run_overhead_bytes(calibration: CalibrationConfig) -> int:
@@ -56,7 +52,20 @@ def run_overhead_bytes(calibration: CalibrationConfig) -> int:
     return calibration.base_bytes + calibration.libraries_bytes + MOST_HOLES_BYTES
 
 
-def read_calibration(path: Path) -> CalibrationConfig | None:
+def _measure(settings: WorkerSettings, path: Path, stopping: threading.Event) -> CalibrationConfig | None:
+    """Ask the engine, and keep its answer; None where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    answer = _ask_engine(settings, path.parent, stopping)
+    found = None if answer is None else _parse(answer)
+    if found is not None:
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
+        part.replace(path)
+        log.info("calibrated", base_bytes=found.base_bytes, libraries_bytes=found.libraries_bytes)
+    return found
+
+
+def _read(path: Path) -> CalibrationConfig | None:
     """What a file holds; None where there is none that can be used."""
     try:
         return _parse(path.read_text(encoding="utf-8"))
@@ -92,5 +101,5 @@ def _parse(text: str) -> CalibrationConfig | None:
 def _key(settings: WorkerSettings) -> str:
     """Other figures come with another engine, other libraries or another machine."""
     about = [platform.machine(), platform.release(), *settings.engine_command, str(settings.engine_threads)]
-    about += [f"{name} {version(name)}" for name in ("torch", "transformers")]
+    about += engine_versions()
     return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]

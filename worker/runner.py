@@ -201,8 +201,8 @@ class JobRunner:
         """Where the model's shapes are, by which the engine plans its memory; None where they are not known. The server
         has read them when the job was created, unless the model has only just been downloaded."""
         try:
-            config = (model / "config.json").read_bytes()
-        except OSError:
+            config = catalog.read_config(model, name=self._claim.spec.model)
+        except InvalidRequestError:
             return None
         shapes = ShapeCache(self._data_dir / SHAPES_NAME)
         if model.is_relative_to(self._data_dir / "hub"):

@@ -4,7 +4,7 @@ Two costs pull against each other. Memory that is given back must be cleared and
 with every tensor above 1 MiB mapped by itself, page faults took a fifth of a step's CPU time (SmolLM2, 2 x 512, bf16:
 10.7 s against 8.5). Memory that is kept is resident in holes between what is in use: without limits, 175 MB above the
 weights where 100 are alive. So tensors up to 8 MiB stay in the heap (`MALLOC_MMAP_THRESHOLD_`, `__main__.py`), and the
-heap is trimmed when its holes have grown beyond `_MOST_HOLES_BYTES`: `HeapWatch`.
+heap is trimmed when its holes have grown beyond `MOST_HOLES_BYTES`: `HeapWatch`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from typing import Any
 
 from torch import nn
 
+from lomo_core.memory.process import MOST_HOLES_BYTES
 from lomo_core.model import find_blocks
 
-# Peak above the weights and CPU seconds of a step of SmolLM2 at 2 x 512 with activation checkpointing: limit 32 MiB 156
-# MiB and 16.5 s in fp32, 105 and 9.8 in bf16; 56 MiB 165 and 15.3, 115 and 8.5; none 416 and 14.8, 167 and 8.2.
-_MOST_HOLES_BYTES = 56 * 2**20
 # Elements of a gradient worth asking at: a few per block, 10 us each.
 _LARGE_GRADIENT = 1 << 17
 _STATM = Path("/proc/self/statm")
@@ -103,7 +101,7 @@ class HeapWatch:
         if self._outside_bytes is None:
             return
         outside = _difference(_find_resident_bytes(), find_live_heap_bytes())
-        if outside is not None and outside - self._outside_bytes > _MOST_HOLES_BYTES:
+        if outside is not None and outside - self._outside_bytes > MOST_HOLES_BYTES:
             trim_heap()
 
 

@@ -87,9 +87,9 @@ def _plan(services: Services, spec: JobSpec, source: ModelSource) -> PlannedJob:
         InvalidRequestError: the model's configuration cannot be used.
         BusyError: several other models are being read.
     """
-    config = catalog.read_config(source, name=spec.model)
-    if config is None:
+    if source.path is None:
         return PlannedJob(spec=spec, why_unplanned="its model has not been downloaded yet")
+    config = catalog.read_config(source.path, name=spec.model)
     try:
         shapes = services.shapes.read(config)
     except InvalidRequestError as error:

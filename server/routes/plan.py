@@ -57,12 +57,11 @@ def _config(body: plan_schemas.PlanRequest, services: Services, *, organization_
             )
         return raw
     source = catalog.resolve_model(services.db, services.settings, organization_id=organization_id, name=body.model)
-    found = catalog.read_config(source, name=body.model)
-    if found is None:
+    if source.path is None:
         raise InvalidRequestError(
             f"{body.model} has not been downloaded yet: plan with its config.json in 'config'.", param="model"
         )
-    return found
+    return catalog.read_config(source.path, name=body.model)
 
 
 def _describe(

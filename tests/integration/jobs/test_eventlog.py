@@ -41,6 +41,18 @@ def step(number: int, *, loss: float = 1.0, peak: int = 100) -> engine.Step:
     )
 
 
+STARTED = engine.Started(
+    step=0,
+    total_steps=1000,
+    num_parameters=5,
+    num_train_rows=3,
+    num_truncated_rows=1,
+    num_trainable_tokens=9,
+    device="cpu (x)",
+    device_bytes=None,
+)
+
+
 def lines(*events: engine.Event, first: int = 0) -> list[eventlog.NumberedLine]:
     return [(first + n, engine.JournalLine(1_760_000_000.0 + n, event)) for n, event in enumerate(events)]
 
@@ -53,16 +65,7 @@ def test_a_batch_lands_everywhere_it_belongs(db: Database) -> None:
     job = submit(db)
     lease = claim(db).lease
     batch = lines(
-        engine.Started(
-            step=0,
-            total_steps=1000,
-            num_parameters=5,
-            num_train_rows=3,
-            num_truncated_rows=1,
-            num_trainable_tokens=9,
-            device="cpu (x)",
-            device_bytes=None,
-        ),
+        STARTED,
         step(1, loss=2.5, peak=200),
         step(2, loss=math.nan, peak=150),
         engine.Evaluation(step=2, num_rows=7, choice_accuracy=0.5),
@@ -180,17 +183,7 @@ def test_planned_and_measured_memory_are_told(db: Database) -> None:
     job = submit(db)
     lease = claim(db).lease
     planned = replace(MEMORY, peak_bytes=512 * MIB)
-    started = engine.Started(
-        step=0,
-        total_steps=9,
-        num_parameters=5,
-        num_train_rows=3,
-        num_truncated_rows=1,
-        num_trainable_tokens=9,
-        device="cpu (x)",
-        device_bytes=None,
-        planned=planned,
-    )
+    started = replace(STARTED, planned=planned)
     verdict = engine.MemoryVerdict(step=7, planned=planned, measured=MEMORY, ratio=512 / 530)
     eventlog.ship(db, lease, lines(started, verdict), attempt=1, relative=relative)
     row = reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id)
@@ -215,6 +208,31 @@ def test_what_was_held_when_memory_ran_out_is_told_with_what_would_fit(db: Datab
         "memory": asdict(MEMORY),
         "suggestion": suggestion,
     }
+
+
+def test_a_plan_is_not_taken_for_what_was_held(db: Database) -> None:
+    """An attempt whose model could not be loaded tells its plan's figures; what the one before has measured stays."""
+    job = submit(db)
+    first = claim(db).lease
+    eventlog.ship(db, first, lines(STARTED, step(1)), attempt=1, relative=relative)
+    measured = reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id).memory
+    assert measured is not None
+    lifecycle.retry(db, first, reason="killed", policy=POLICY)
+    second = claim(db).lease
+    planned = replace(MEMORY, peak_bytes=7)
+    failed = engine.Failed(code="out_of_memory", message="too much", memory=planned)
+    eventlog.ship(db, second, lines(failed), attempt=2, relative=relative)
+    assert reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id).memory == measured
+
+
+def test_what_was_held_is_the_jobs_memory_once_the_attempt_has_started(db: Database) -> None:
+    job = submit(db)
+    lease = claim(db).lease
+    held = replace(MEMORY, peak_bytes=7)
+    failed = engine.Failed(code="out_of_memory", message="too much", memory=held)
+    eventlog.ship(db, lease, lines(STARTED, step(1)), attempt=1, relative=relative)
+    eventlog.ship(db, lease, lines(failed, first=2), attempt=1, relative=relative)
+    assert reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id).memory == asdict(held)
 
 
 def test_shipping_again_is_harmless_and_a_hole_is_refused(db: Database) -> None:

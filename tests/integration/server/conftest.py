@@ -59,7 +59,7 @@ class Run:
         self.num_lines += len(lines)
         eventlog.ship(self.db, self.claim.lease, lines, attempt=self.claim.lease.attempt, relative=lambda path: path)
 
-    def start(self, *, total_steps: int = 100) -> None:
+    def start(self, *, total_steps: int = 100, planned: engine.MemoryBytes | None = None) -> None:
         self.say(
             engine.Started(
                 step=0,
@@ -70,6 +70,7 @@ class Run:
                 num_trainable_tokens=64,
                 device="cpu (test)",
                 device_bytes=2**34,
+                planned=planned,
             )
         )
 

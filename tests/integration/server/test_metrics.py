@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from prometheus_client.parser import text_string_to_metric_families
+import dataclasses
 
-from lomo_core import events as engine
+from prometheus_client.parser import text_string_to_metric_families
 
 from .conftest import HOST, Site, make_step
 
@@ -25,27 +25,8 @@ def scrape(site: Site) -> Samples:
 def test_jobs_hosts_and_memory(site: Site) -> None:
     run = site.run()
     memory = make_step(1).memory
-    run.say(
-        engine.Started(
-            step=0,
-            total_steps=1,
-            num_parameters=1,
-            num_train_rows=1,
-            num_truncated_rows=0,
-            num_trainable_tokens=1,
-            device="cpu",
-            device_bytes=None,
-            planned=engine.MemoryBytes(
-                parameters_bytes=1000,
-                gradients_bytes=1,
-                optimizer_bytes=0,
-                activations_bytes=1,
-                other_bytes=1,
-                peak_bytes=2 * memory.peak_bytes,
-            ),
-        ),
-        make_step(1),
-    )
+    run.start(planned=dataclasses.replace(memory, peak_bytes=2 * memory.peak_bytes))
+    run.step(1)
     waiting = site.submit()
     found = scrape(site)
     assert found["lomo_jobs", ("running",)] == found["lomo_jobs", ("queued",)] == 1

@@ -44,10 +44,16 @@ def test_an_engine_that_cannot_tell_leaves_typical_figures(bench: Bench, code: s
     assert list((bench.settings.data_dir / "calibration").glob("*.json")) == []
 
 
+def test_no_engine_and_no_room_are_no_reason_not_to_start(bench: Bench) -> None:
+    assert ask(bench, engine_command=("/no/such/engine",)) == TYPICAL_FIGURES
+    (bench.settings.data_dir / "calibration").rename(bench.settings.data_dir / "gone")
+    (bench.settings.data_dir / "calibration").write_bytes(b"a file where the folder should be")
+    assert ask(bench) == TYPICAL_FIGURES
+
+
 def test_a_worker_that_stops_does_not_wait(bench: Bench) -> None:
     stopping = threading.Event()
     stopping.set()
-    settings = bench.settings.model_copy(
-        update={"engine_command": (sys.executable, "-c", "import time; time.sleep(99)")}
-    )
+    hanging = (sys.executable, "-c", "import threading; threading.Event().wait()")
+    settings = bench.settings.model_copy(update={"engine_command": hanging})
     assert calibrate(settings, stopping=stopping) == TYPICAL_FIGURES

@@ -8,6 +8,7 @@ from torch import nn
 
 from lomo_core.memory import allocator
 from lomo_core.memory.allocator import HeapWatch, find_live_heap_bytes
+from lomo_core.memory.process import MOST_HOLES_BYTES
 
 pytestmark = pytest.mark.skipif(find_live_heap_bytes() is None, reason="the C library is not glibc 2.33 or later")
 
@@ -49,7 +50,7 @@ def test_holes_beyond_the_limit_are_given_back_before_a_block_and_at_a_large_gra
     watch = HeapWatch(model)
     with watch.step():
         assert trims == ["trim"]  # a step starts without holes
-        resident[0] += allocator._MOST_HOLES_BYTES
+        resident[0] += MOST_HOLES_BYTES
         loss = model(torch.ones(1, 512)).sum()
         assert trims == ["trim"]  # up to the limit they may stay
         resident[0] += 1
