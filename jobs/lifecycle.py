@@ -27,6 +27,7 @@ from jobs.planning import PlannedJob, describe_changes, gib
 from jobs.repository import Lease, NewEvent, append_events, lock_leased
 from jobs.spec import JobSpec
 from jobs.status import TERMINAL, TRANSITIONS, JobStatus
+from jobs.step_metrics import ResultFile, add_result_file
 
 # One reaper at a time, whatever number of beats and workers there is; the number only has to be nobody else's.
 _REAPER_LOCK = 0x10_0D_0001
@@ -198,8 +199,16 @@ def say(db: Database, lease: Lease, message: str, *, level: str = "info") -> Non
         append_events(session, lease.job_id, lease.attempt, [NewEvent(message=message, level=level)])
 
 
-def succeed(db: Database, lease: Lease, *, model_path: str, weights_sha256: str, trained_tokens: int) -> str:
-    """End a job well and publish its model; `model_path` is relative to the data folder. Returns the model's name.
+def succeed(
+    db: Database,
+    lease: Lease,
+    *,
+    model_path: str,
+    weights_sha256: str,
+    trained_tokens: int,
+    result_file: ResultFile | None = None,
+) -> str:
+    """End a job well; publish its model, at `model_path` in the data folder, and its result file. Returns the model's name.
 
     Success wins over a late cancel: the work is done.
 
@@ -219,6 +228,8 @@ def succeed(db: Database, lease: Lease, *, model_path: str, weights_sha256: str,
                 weights_sha256=weights_sha256,
             )
         )
+        if result_file is not None:
+            add_result_file(session, job, result_file)
         _change(
             session,
             job,
