@@ -208,7 +208,7 @@ def succeed(
     trained_tokens: int,
     result_file: ResultFile | None = None,
 ) -> str:
-    """End a job well; publish its model, at `model_path` in the data folder, and its result file. Returns the model's name.
+    """End a job well; publish its result file, and its model, at `model_path` of the data folder. Returns its name.
 
     Success wins over a late cancel: the work is done.
 

@@ -19,12 +19,12 @@ from jobs.step_metrics import COLUMNS, ResultFile
 from .conftest import ORGANIZATION, POLICY, claim, submit
 
 _METRICS = text("""
-    INSERT INTO metrics SELECT :job_id, step, 1, now(), 0.5, CASE WHEN step <> 3 THEN 1.0 / step END,
+    INSERT INTO metrics SELECT :job_id, step, 1, now(), 0.5, CASE WHEN step <> 3 THEN 1.0::double precision / step END,
         CASE WHEN step <> 2 THEN 0.25 END, 0.01, 1, 100, 0.5, 0, 0, 0, 0, 0, 0
     FROM generate_series(1, :num_steps) step
 """)
 _EVALUATIONS = text("""
-    INSERT INTO evaluations SELECT :job_id, step, now(), 8, 2.0 / (step + 1), 0.5, NULL
+    INSERT INTO evaluations SELECT :job_id, step, now(), 8, 2.0::double precision / (step + 1), 0.5, NULL
     FROM generate_series(0, :num_steps, :every) step
 """)
 
