@@ -4,6 +4,7 @@ JobsError
   NotFoundError            no such job, file, model or checkpoint (or another organization's)
   InvalidRequestError      a value is wrong: `param` says which
   InvalidStateError        the job's status does not allow it
+  ConflictError            what was asked contradicts what was asked before
   BusyError                too much of this is under way: the same request succeeds later
   LeaseLostError           the writer's lease is gone: it must kill its engine and write nothing more
 """
@@ -45,6 +46,12 @@ class InvalidStateError(JobsError):
     """The object's present state does not allow the change."""
 
     code = "invalid_state"
+
+
+class ConflictError(JobsError):
+    """The request contradicts an earlier one, and will each time it is sent."""
+
+    code = "conflict"
 
 
 class BusyError(JobsError):

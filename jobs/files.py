@@ -1,4 +1,5 @@
 """Uploaded files: bytes on disk under the file's id, written and checked in bounded memory; a row that describes them.
+What a job made lies in its own folder (`step_metrics.py`) and is a file like any other.
 
 A file exists once its row is committed; the bytes are complete and synced before that. The uploader's name for it is
 for display only and never becomes a path.
@@ -69,8 +70,13 @@ def store_file(
         return file
 
 
-def delete_file(db: Database, file: File, *, files_dir: Path) -> None:
-    """Remove a file and its bytes.
+def stored_path(file: File, *, data_dir: Path) -> Path:
+    """Where a file's bytes lie."""
+    return data_dir / (f"files/{file.id}" if file.path is None else file.path)
+
+
+def delete_file(db: Database, file: File, *, data_dir: Path) -> None:
+    """Remove a file and its bytes; it is then no job's result any more.
 
     Raises:
         InvalidStateError: a job that has not ended needs it.
@@ -86,7 +92,7 @@ def delete_file(db: Database, file: File, *, files_dir: Path) -> None:
         if user is not None:
             raise InvalidStateError(f"File {file.id} is used by {user}, which has not ended: cancel the job first.")
         session.execute(delete(File).where(File.id == file.id))
-    (files_dir / file.id).unlink(missing_ok=True)
+    stored_path(file, data_dir=data_dir).unlink(missing_ok=True)
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> _Stored:

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from jobs.db import Database
 from jobs.errors import InvalidStateError, NotFoundError
+from jobs.idempotency import Arrival, find_made, record
 from jobs.ids import new_job_id, tuned_model_id
 from jobs.models import Attempt, Host, Job, ReaperState, TunedModel
 from jobs.placement import lock_next_job
@@ -26,6 +27,7 @@ from jobs.planning import PlannedJob, describe_changes, gib
 from jobs.repository import Lease, NewEvent, append_events, lock_leased
 from jobs.spec import JobSpec
 from jobs.status import TERMINAL, TRANSITIONS, JobStatus
+from jobs.step_metrics import ResultFile, add_result_file
 
 # One reaper at a time, whatever number of beats and workers there is; the number only has to be nobody else's.
 _REAPER_LOCK = 0x10_0D_0001
@@ -101,32 +103,34 @@ def submit(
 
     Without a plan any host may take it.
     """
-    spec = planned.spec
+    job = _new_job(planned, organization_id=organization_id, api_key_id=api_key_id, metadata=metadata)
     with db.transaction() as session:
-        job = Job(
-            id=new_job_id(),
-            organization_id=organization_id,
-            api_key_id=api_key_id,
-            status=JobStatus.QUEUED,
-            spec=spec.model_dump(mode="json"),
-            metadata_=metadata,
-            priority=spec.lomo.priority,
-            plan=planned.plan,
-            planned_bytes=planned.planned_bytes,
-        )
-        session.add(job)
-        session.flush()
-        append_events(
-            session,
-            job.id,
-            0,
-            [
-                NewEvent(message=f"Created fine-tuning job: {job.id}"),
-                NewEvent(message=_queued_message(planned), status=JobStatus.QUEUED, data=planned.plan),
-            ],
-        )
-        session.refresh(job)
+        _queue(session, job, planned)
         return job
+
+
+def submit_once(
+    db: Database,
+    arrival: Arrival,
+    *,
+    planned: PlannedJob,
+    organization_id: str,
+    api_key_id: str | None,
+    metadata: dict[str, str],
+) -> tuple[Job, bool]:
+    """Queue the job of a request that may come twice. Returns it, and False where another try has queued it meanwhile.
+
+    Raises:
+        ConflictError: another request with the same key has.
+    """
+    job = _new_job(planned, organization_id=organization_id, api_key_id=api_key_id, metadata=metadata)
+    with db.transaction() as session:
+        made = find_made(session, arrival)
+        if made is not None:
+            return made, False
+        _queue(session, job, planned)
+        record(session, arrival, job)
+        return job, True
 
 
 def claim(db: Database, *, owner: str, lease_s: float) -> Claim | None:
@@ -195,8 +199,16 @@ def say(db: Database, lease: Lease, message: str, *, level: str = "info") -> Non
         append_events(session, lease.job_id, lease.attempt, [NewEvent(message=message, level=level)])
 
 
-def succeed(db: Database, lease: Lease, *, model_path: str, weights_sha256: str, trained_tokens: int) -> str:
-    """End a job well and publish its model; `model_path` is relative to the data folder. Returns the model's name.
+def succeed(
+    db: Database,
+    lease: Lease,
+    *,
+    model_path: str,
+    weights_sha256: str,
+    trained_tokens: int,
+    result_file: ResultFile | None = None,
+) -> str:
+    """End a job well; publish its result file, and its model, at `model_path` of the data folder. Returns its name.
 
     Success wins over a late cancel: the work is done.
 
@@ -216,6 +228,8 @@ def succeed(db: Database, lease: Lease, *, model_path: str, weights_sha256: str,
                 weights_sha256=weights_sha256,
             )
         )
+        if result_file is not None:
+            add_result_file(session, job, result_file)
         _change(
             session,
             job,
@@ -368,6 +382,29 @@ def reap(db: Database, *, every_s: float, lease_s: float, grace_s: float, policy
             host = (job.lease_owner or "").partition("/")[0]
             _lost(session, job, f"The worker on {host} has not been heard of", policy)
         return [job.id for job in rows]
+
+
+def _new_job(planned: PlannedJob, *, organization_id: str, api_key_id: str | None, metadata: dict[str, str]) -> Job:
+    spec = planned.spec
+    return Job(
+        id=new_job_id(),
+        organization_id=organization_id,
+        api_key_id=api_key_id,
+        status=JobStatus.QUEUED,
+        spec=spec.model_dump(mode="json"),
+        metadata_=metadata,
+        priority=spec.lomo.priority,
+        plan=planned.plan,
+        planned_bytes=planned.planned_bytes,
+    )
+
+
+def _queue(session: Session, job: Job, planned: PlannedJob) -> None:
+    session.add(job)
+    session.flush()
+    queued = NewEvent(message=_queued_message(planned), status=JobStatus.QUEUED, data=planned.plan)
+    append_events(session, job.id, 0, [NewEvent(message=f"Created fine-tuning job: {job.id}"), queued])
+    session.refresh(job)
 
 
 def _queued_message(planned: PlannedJob) -> str:

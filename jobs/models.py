@@ -15,6 +15,7 @@ from sqlalchemy import (
     DateTime,
     Double,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     MetaData,
@@ -87,7 +88,7 @@ class BrowserSession(Base):
 
 
 class File(Base):
-    """An uploaded file; its bytes lie in `files_dir` under its id."""
+    """An uploaded file, or one that a job made."""
 
     __tablename__ = "files"
 
@@ -101,6 +102,32 @@ class File(Base):
     """Rows of a file to train on; None for plain text, and for another purpose."""
     sha256: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), index=True)
+    """The job that made it; None for an upload."""
+    path: Mapped[str | None]
+    """Where its bytes lie, relative to `data_dir`; None: in `files_dir` under its id."""
+
+
+class Submission(Base):
+    """A request for a job that may come twice, and the one job that came of it (`jobs/idempotency.py`)."""
+
+    __tablename__ = "submissions"
+    __table_args__ = (
+        UniqueConstraint("organization_id", "idempotency_key"),
+        Index("ix_submissions_api_key_id_body_sha256", "api_key_id", "body_sha256"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    organization_id: Mapped[str]
+    api_key_id: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"))
+    idempotency_key: Mapped[str | None]
+    """None: the client sent none, and says which try this is."""
+    body_sha256: Mapped[str]
+    num_retries: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    """The highest number of a retry that has come."""
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    """None while no try has made the job."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
 
 
 class Job(Base):

@@ -148,6 +148,8 @@ class JobDetails:
     """Seconds per step lately, checkpoints and evaluations included; None where the attempt has made no step."""
     model_path: str | None = None
     """The tuned model's folder relative to the data folder."""
+    result_files: list[str] = field(default_factory=list)
+    """Ids of the files that the job made, of those that still exist."""
     evaluations: list[Evaluation] = field(default_factory=list)
     """By step: the first and the latest ones."""
     loss_curve: list[tuple[int, float]] | None = None
@@ -180,7 +182,11 @@ def read_details(
         .order_by(Attempt.job_id, Attempt.number.desc())
     )
     paths = select(TunedModel.job_id, TunedModel.path).where(TunedModel.job_id.in_(job_ids))
+    results = select(File.job_id, File.id).where(File.job_id.in_(job_ids)).order_by(File.created_at, File.id)
     with db.read() as session:
+        for job_id, file_id in session.execute(results):
+            assert job_id is not None
+            details[job_id].result_files.append(file_id)
         for job_id, owner in session.execute(owners):
             details[job_id].owner = owner
         for job_id, path in session.execute(paths):

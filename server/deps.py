@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
-from typing import Annotated, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData
 
 from jobs.db import UNREACHABLE
+from jobs.idempotency import RequestIdentity, check_key, hash_body
 from jobs.keys import Principal
 from server.auth import check_origin, find_credential
 from server.errors import unauthenticated
@@ -21,6 +24,8 @@ from server.services import Services
 from server.sse import Watcher
 
 Body = TypeVar("Body", bound=BaseModel)
+
+_RETRY_COUNT = re.compile(r"[0-9]{1,4}")
 
 
 def get_services(request: Request) -> Services:
@@ -73,29 +78,48 @@ def get_watcher(request: Request, services: Services, caller: Principal) -> Watc
     return Watcher(caller, is_still_valid)
 
 
-async def read_create_body(request: Request, _caller: Caller) -> CreateJob:
-    """The body of a job's creation. Whatever the content type says, it must be JSON (curl sends a form's by default).
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """A request for a job, and what tells it from another."""
+
+    body: CreateJob
+    identity: RequestIdentity
+
+
+async def read_creation(request: Request, caller: Caller) -> Creation:
+    """A job's creation. Whatever the content type says, its body must be JSON (curl sends a form's by default).
 
     Raises:
         InvalidRequestError: the body is not acceptable JSON.
         RequestValidationError: it does not fit the schema.
     """
-    return _validate(CreateJob, await request.body())
+    body = parse_json(await request.body())
+    key = request.headers.get("idempotency-key")
+    # Of the official client; anything but a number says nothing.
+    tries = _RETRY_COUNT.fullmatch(request.headers.get("x-stainless-retry-count", ""))
+    identity = RequestIdentity(
+        organization_id=caller.organization_id,
+        api_key_id=caller.api_key_id,
+        body_sha256=hash_body(body),
+        idempotency_key=None if key is None else check_key(key),
+        num_retries=int(tries[0]) if tries else None,
+    )
+    return Creation(_validate(CreateJob, body), identity)
 
 
 async def read_plan_body(request: Request, _caller: Caller) -> PlanRequest:
-    """The body of a plan; see `read_create_body`.
+    """The body of a plan; see `read_creation`.
 
     Raises:
         InvalidRequestError: the body is not acceptable JSON.
         RequestValidationError: it does not fit the schema.
     """
-    return _validate(PlanRequest, await request.body())
+    return _validate(PlanRequest, parse_json(await request.body()))
 
 
-def _validate(schema: type[Body], raw: bytes) -> Body:
+def _validate(schema: type[Body], body: dict[str, Any]) -> Body:
     try:
-        return schema.model_validate(parse_json(raw))
+        return schema.model_validate(body)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
         raise RequestValidationError(details) from error
@@ -107,6 +131,6 @@ async def read_upload_form(request: Request, _caller: Caller) -> AsyncIterator[F
         yield form
 
 
-CreateBody = Annotated[CreateJob, Depends(read_create_body)]
+CreationDep = Annotated[Creation, Depends(read_creation)]
 PlanBody = Annotated[PlanRequest, Depends(read_plan_body)]
 UploadForm = Annotated[FormData, Depends(read_upload_form)]

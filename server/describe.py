@@ -99,7 +99,7 @@ def describe_attempt(attempt: Attempt) -> schemas.Attempt:
 
 
 def describe_file(file: File) -> schemas.FileObject:
-    """An uploaded file."""
+    """A file."""
     return schemas.FileObject(
         id=file.id,
         bytes=file.num_bytes,
@@ -179,6 +179,7 @@ def _job(job: Job, details: JobDetails, settings: JobsSettings) -> schemas.FineT
         finished_at=_unix(job.finished_at) if job.finished_at else None,
         fine_tuned_model=job.fine_tuned_model,
         organization_id=job.organization_id,
+        result_files=details.result_files,
         status=job.status,
         validation_file=spec.validation_file,
         training_file=spec.training_file,

@@ -1,7 +1,8 @@
 """The only place that knows both our errors and HTTP. Every error's body is OpenAI's:
 `{"error": {"message", "type", "param", "code"}}`, so that the official clients show the reason.
 
-What the client retries (408, 409, 429, 5xx) is chosen with care: a wrong state is 400, since asking again cannot help.
+What the client retries (408, 409, 429, 5xx) is chosen with care: a wrong state is 400, since asking again cannot help,
+and a 409 tells the official client not to.
 A rejected value is never echoed: it may be what JSON cannot hold, or a secret.
 """
 
@@ -18,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from jobs.db import UNREACHABLE
-from jobs.errors import BusyError, InvalidRequestError, InvalidStateError, JobsError, NotFoundError
+from jobs.errors import BusyError, ConflictError, InvalidRequestError, InvalidStateError, JobsError, NotFoundError
 
 # Seconds: a restart of Postgres takes 0.1 to 2 s; the official client retries after as long as this says.
 _RETRY_AFTER_S = 2
@@ -29,6 +30,7 @@ _STATUS: dict[type[JobsError], int] = {
     NotFoundError: 404,
     InvalidRequestError: 400,
     InvalidStateError: 400,
+    ConflictError: 409,
     BusyError: 429,
 }
 _STATUS_BY_CODE = {"file_too_large": 413}
@@ -129,7 +131,10 @@ def _handle_api_error(_request: Request, error: ApiError) -> Response:
 def _handle_jobs_error(_request: Request, error: JobsError) -> Response:
     kind = next(kind for kind in type(error).__mro__ if kind in _STATUS)
     status = _STATUS_BY_CODE.get(error.code) or _STATUS[kind]
-    return error_response(ApiError(status, error.message, code=error.code, param=error.param, details=error.details))
+    headers = {"x-should-retry": "false"} if status == 409 else None
+    return error_response(
+        ApiError(status, error.message, code=error.code, param=error.param, headers=headers, details=error.details)
+    )
 
 
 def _handle_validation_error(_request: Request, error: RequestValidationError) -> Response:

@@ -23,12 +23,13 @@ from typing import TypeVar
 
 import structlog
 
-from jobs import catalog, lifecycle, reads
+from jobs import catalog, lifecycle, reads, step_metrics
 from jobs.db import Database
 from jobs.errors import BusyError, InvalidRequestError, LeaseLostError
 from jobs.lifecycle import Claim, JobFailure, RetryPolicy
 from jobs.run_config import RUN_CONFIG_NAME, RunPaths, api_param, to_train_config
 from jobs.shape_cache import SHAPES_NAME, ShapeCache
+from jobs.step_metrics import ResultFile, write_step_metrics
 from lomo_core.config import CalibrationConfig
 from lomo_core.errors import ConfigError, DiskFullError
 from lomo_core.events import JOURNAL_NAME
@@ -53,6 +54,7 @@ from worker.settings import WorkerSettings
 T = TypeVar("T")
 
 _HUB_COMMAND = (sys.executable, "-m", "worker.hub")
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _POLL_S = 0.05  # how late an engine's end is seen; a poll is one system call
 
 log = structlog.get_logger(__name__)
@@ -139,7 +141,7 @@ class JobRunner:
             failure = JobFailure(code=error.code, message=error.message, param=api_param(error.param))
             return GaveUp(failure=failure)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in _DISK_FULL:
                 raise
             message = "The worker's disk is full: the run's folder could not be written."
             return GaveUp(failure=JobFailure(code=DiskFullError.code, message=message))
@@ -346,14 +348,30 @@ class JobRunner:
 
     def _conclude(self, verdict: Verdict) -> None:
         """Write the verdict down; the one place where a claim ends."""
-        self._persist(lambda: self._write(verdict), "ending the job")
+        result_file = self._write_result_file() if isinstance(verdict, Succeeded) else None
+        self._persist(lambda: self._write(verdict, result_file), "ending the job")
         log.info("attempt_ended", verdict=type(verdict).__name__.lower())
         if isinstance(verdict, Succeeded | GaveUp | Cancelled):
             remove_encoded_rows(self._job_folder)
         if isinstance(verdict, Succeeded):
             self._prune(Path(verdict.finished.model_path))
 
-    def _write(self, verdict: Verdict) -> None:
+    def _write_result_file(self) -> ResultFile | None:
+        """The run's figures as a file. A full disk costs the file, of which the database has all, but not the model."""
+        job_id, path = self._claim.lease.job_id, self._folder / step_metrics.FILE_NAME
+        try:
+            return self._persist(
+                lambda: write_step_metrics(self._db, job_id=job_id, path=path, data_dir=self._data_dir),
+                "writing the result file",
+            )
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                raise
+            message = f"The worker's disk is full: {step_metrics.FILE_NAME} could not be written."
+            self._persist(lambda: lifecycle.say(self._db, self._claim.lease, message, level="warn"), "reporting")
+            return None
+
+    def _write(self, verdict: Verdict, result_file: ResultFile | None) -> None:
         lease = self._claim.lease
         match verdict:
             case Succeeded():
@@ -364,6 +382,7 @@ class JobRunner:
                     model_path=self._relative(finished.model_path),
                     weights_sha256=finished.weights_sha256,
                     trained_tokens=finished.num_trained_tokens,
+                    result_file=result_file,
                 )
             case GaveUp():
                 lifecycle.fail(self._db, lease, verdict.failure)

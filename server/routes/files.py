@@ -68,7 +68,7 @@ def get_file(file_id: str, caller: Caller, services: ServicesDep) -> schemas.Fil
 def get_content(file_id: str, caller: Caller, services: ServicesDep) -> FileResponse:
     """One file's bytes, always as a download: a page in it must not run on our origin."""
     file = reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id)
-    path = services.settings.files_dir / file.id
+    path = files.stored_path(file, data_dir=services.settings.data_dir)
     if not path.is_file():
         raise NotFoundError(f"The bytes of {file.id} are no longer on this server.", param="file_id")
     return FileResponse(path, media_type="application/octet-stream", filename=file.filename)
@@ -78,7 +78,7 @@ def get_content(file_id: str, caller: Caller, services: ServicesDep) -> FileResp
 def delete_file(file_id: str, caller: Caller, services: ServicesDep) -> schemas.DeletedFile:
     """Remove a file that no unfinished job needs."""
     file = reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id)
-    files.delete_file(services.db, file, files_dir=services.settings.files_dir)
+    files.delete_file(services.db, file, data_dir=services.settings.data_dir)
     return schemas.DeletedFile(id=file.id)
 
 

@@ -7,14 +7,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 
-from jobs import catalog, dispatch, lifecycle, reads
+from jobs import catalog, dispatch, idempotency, lifecycle, reads
 from jobs.catalog import ModelSource
 from jobs.errors import InvalidRequestError
+from jobs.idempotency import Arrival
+from jobs.keys import Principal
+from jobs.models import Job
 from jobs.planning import PlannedJob, plan_job
 from jobs.spec import JobSpec
 from lomo_core.errors import UnforeseenModelError
 from server import schemas
-from server.deps import Caller, CreateBody, ServicesDep, authenticated, get_watcher
+from server.deps import Caller, CreationDep, ServicesDep, authenticated, get_watcher
 from server.describe import describe_jobs
 from server.services import Services
 from server.sse import EventStreamResponse, stream_jobs
@@ -26,19 +29,19 @@ _METADATA_PARAMETER = re.compile(r"metadata\[(.{1,64})\]")
 
 @router.post("")
 def create_job(
-    body: CreateBody, caller: Caller, services: ServicesDep, background: BackgroundTasks
+    creation: CreationDep, caller: Caller, services: ServicesDep, background: BackgroundTasks, response: Response
 ) -> schemas.FineTuningJob:
-    """Queue a job. The doorbell rings after the response, since a broker that is down must not delay or fail it."""
-    spec, source = _check_references(services, body.to_spec(), organization_id=caller.organization_id)
-    planned = _plan(services, spec, source)
-    job = lifecycle.submit(
-        services.db,
-        planned=planned,
-        organization_id=caller.organization_id,
-        api_key_id=caller.api_key_id,
-        metadata=body.metadata or {},
-    )
-    background.add_task(dispatch.ring, services.broker)
+    """Queue a job, once for one request (`jobs/idempotency.py`). The doorbell rings after the response, since a broker
+    that is down must not delay or fail it."""
+    arrival = idempotency.arrive(services.db, creation.identity)
+    if arrival is not None and arrival.job is not None:
+        job, is_new = arrival.job, False
+    else:
+        job, is_new = _submit(services, caller, creation.body, arrival)
+    if is_new:
+        background.add_task(dispatch.ring, services.broker)
+    else:
+        response.headers["Idempotent-Replayed"] = "true"
     return describe_jobs(services.db, services.settings, [job])[0]
 
 
@@ -76,6 +79,19 @@ def cancel_job(job_id: str, caller: Caller, services: ServicesDep) -> schemas.Fi
     """Cancel a job: at once where it waits, by its worker where it runs (`lomo.cancel_requested` until then)."""
     job = lifecycle.request_cancel(services.db, organization_id=caller.organization_id, job_id=job_id)
     return describe_jobs(services.db, services.settings, [job])[0]
+
+
+def _submit(
+    services: Services, caller: Principal, body: schemas.CreateJob, arrival: Arrival | None
+) -> tuple[Job, bool]:
+    """Check, plan and queue a job. Returns it, and False where another try of the same request was faster."""
+    spec, source = _check_references(services, body.to_spec(), organization_id=caller.organization_id)
+    planned = _plan(services, spec, source)
+    origin = {"organization_id": caller.organization_id, "api_key_id": caller.api_key_id}
+    metadata = body.metadata or {}
+    if arrival is None:
+        return lifecycle.submit(services.db, planned=planned, metadata=metadata, **origin), True
+    return lifecycle.submit_once(services.db, arrival, planned=planned, metadata=metadata, **origin)
 
 
 def _plan(services: Services, spec: JobSpec, source: ModelSource) -> PlannedJob:

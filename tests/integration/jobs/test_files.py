@@ -27,7 +27,7 @@ def store(
     return files.store_file(
         db,
         io.BytesIO(content),
-        files_dir=folder,
+        files_dir=folder / "files",
         organization_id=ORGANIZATION,
         filename=filename,
         purpose=purpose,
@@ -37,7 +37,7 @@ def store(
 def test_a_good_file_is_kept_byte_for_byte(db: Database, tmp_path: Path) -> None:
     content = b"\xef\xbb\xbf" + ROW.replace(b"\n", b"\r\n") * 3 + b"\n" + ROW.strip()
     stored = store(db, content, tmp_path)
-    assert (tmp_path / stored.id).read_bytes() == content
+    assert (tmp_path / "files" / stored.id).read_bytes() == content
     assert (stored.num_bytes, stored.num_lines) == (len(content), 4)
     assert stored.sha256 == hashlib.sha256(content).hexdigest()
     assert stored.filename == "../../etc/passwd"
@@ -73,7 +73,7 @@ def test_a_bad_file_is_refused_with_its_line_and_leaves_nothing(
 ) -> None:
     with pytest.raises(InvalidRequestError, match=said):
         store(db, content, tmp_path)
-    assert os.listdir(tmp_path) == []  # noqa: PTH208 - hidden files count too
+    assert os.listdir(tmp_path / "files") == []  # noqa: PTH208 - hidden files count too
     assert reads.list_files(db, organization_id=ORGANIZATION, limit=10).items == []
 
 
@@ -82,7 +82,7 @@ def test_an_array_of_rows_is_kept_and_counted(db: Database, tmp_path: Path) -> N
     assert len(content) > 256 * 1024  # more than is read at once
     stored = store(db, content, tmp_path)
     assert stored.num_lines == 5000
-    assert (tmp_path / stored.id).read_bytes() == content
+    assert (tmp_path / "files" / stored.id).read_bytes() == content
 
 
 def test_plain_text_is_kept_and_has_no_rows(db: Database, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_plain_text_is_kept_and_has_no_rows(db: Database, tmp_path: Path) -> Non
     content = b"x" * (1024 * 1024 - 1) + "é: once upon a time\n".encode()
     stored = store(db, content, tmp_path, filename="Tale.TXT")
     assert stored.num_lines is None
-    assert (tmp_path / stored.id).read_bytes() == content
+    assert (tmp_path / "files" / stored.id).read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_plain_text_is_kept_and_has_no_rows(db: Database, tmp_path: Path) -> Non
 def test_text_that_cannot_be_read_is_refused(db: Database, tmp_path: Path, content: bytes, said: str) -> None:
     with pytest.raises(InvalidRequestError, match=said):
         store(db, content, tmp_path, filename="a.txt")
-    assert os.listdir(tmp_path) == []  # noqa: PTH208 - hidden files count too
+    assert os.listdir(tmp_path / "files") == []  # noqa: PTH208 - hidden files count too
 
 
 def test_another_purpose_may_hold_any_bytes(db: Database, tmp_path: Path) -> None:
@@ -118,10 +118,10 @@ def test_a_file_that_a_job_needs_stays(db: Database, tmp_path: Path) -> None:
     spec = JobSpec(model="m", training_file=stored.id, seed=1)
     lifecycle.submit(db, planned=PlannedJob(spec=spec), organization_id=ORGANIZATION, api_key_id=None, metadata={})
     with pytest.raises(InvalidStateError, match="cancel the job first"):
-        files.delete_file(db, stored, files_dir=tmp_path)
+        files.delete_file(db, stored, data_dir=tmp_path)
     lifecycle.succeed(db, claim(db).lease, model_path="m", weights_sha256="w", trained_tokens=1)
-    files.delete_file(db, stored, files_dir=tmp_path)
-    assert not (tmp_path / stored.id).exists()
+    files.delete_file(db, stored, data_dir=tmp_path)
+    assert not (tmp_path / "files" / stored.id).exists()
 
 
 def test_pages_follow_each_other(db: Database, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from jobs import eventlog, keys, lifecycle, reads
+from jobs import eventlog, keys, lifecycle, reads, step_metrics
 from jobs.db import Database
 from jobs.lifecycle import Claim, HostReport, JobFailure
 from lomo_core import events as engine
@@ -80,13 +80,19 @@ class Run:
     def message(self, *texts: str) -> None:
         self.say(*(engine.Message(level="info", message=text) for text in texts))
 
-    def succeed(self) -> str:
+    def succeed(self, data_dir: Path | None = None) -> str:
+        """End well; with a data folder, the result file is written there."""
+        result_file = None
+        if data_dir is not None:
+            path = data_dir / "runs" / self.job_id / "attempt-1" / step_metrics.FILE_NAME
+            result_file = step_metrics.write_step_metrics(self.db, job_id=self.job_id, path=path, data_dir=data_dir)
         return lifecycle.succeed(
             self.db,
             self.claim.lease,
             model_path=f"runs/{self.job_id}/model",
             weights_sha256="ab" * 32,
             trained_tokens=9,
+            result_file=result_file,
         )
 
     def fail(self, message: str = "The loss is not finite.") -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import openai
 import pytest
+from openai.types.fine_tuning import FineTuningJob
 
 from jobs import lifecycle
 from lomo_core import events as engine
@@ -59,15 +60,37 @@ def test_a_job_from_upload_to_model(site: Site, client: openai.OpenAI) -> None:
     assert checkpoints.data[0].fine_tuned_model_checkpoint == f"ft:{MODEL}::docs:{job.id[6:14]}:ckpt-step-5"
     assert checkpoints.data[0].metrics.train_loss == 2.0
 
-    name = run.succeed()
+    name = run.succeed(site.settings.data_dir)
     done = client.fine_tuning.jobs.retrieve(job.id)
     assert (done.status, done.fine_tuned_model, done.trained_tokens) == ("succeeded", name, 9)
+    assert_result_file(client, done)
     assert name in {model.id for model in client.models.list()}
     assert client.models.retrieve(name).owned_by == "org-local"
     assert client.models.retrieve(MODEL).owned_by == "base"
     # The tuned model is a base model like any other.
     make_model(site.settings.data_dir / "runs" / job.id / "model")
     assert client.fine_tuning.jobs.create(model=name, training_file=file.id).model == name
+
+
+def assert_result_file(client: openai.OpenAI, job: FineTuningJob) -> None:
+    """A job's result can be found, read and deleted, and nothing can be trained on it."""
+    [file_id] = job.result_files
+    file = client.files.retrieve(file_id)
+    assert (file.filename, file.purpose) == ("step_metrics.csv", "fine-tune-results")
+    assert [listed.id for listed in client.files.list(purpose="fine-tune-results")] == [file_id]
+    assert client.files.content(file_id).text.splitlines() == [
+        "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy",
+        "1,10.0,0.5,,",
+        "2,5.0,0.5,,",
+        f"3,{10 / 3},0.5,,",
+        "4,2.5,0.5,,",
+        "5,2.0,0.5,1.5,",
+    ]
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.fine_tuning.jobs.create(model=MODEL, training_file=file_id)
+    assert caught.value.code == "invalid_file_purpose"
+    assert client.files.delete(file_id).deleted is True
+    assert client.fine_tuning.jobs.retrieve(job.id).result_files == []
 
 
 def test_a_failed_job_tells_why(site: Site, client: openai.OpenAI) -> None:

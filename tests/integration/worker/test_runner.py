@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from jobs import eventlog, lifecycle, migrate, reads
+from jobs import eventlog, files, lifecycle, migrate, reads
 from jobs.db import Database
 from jobs.models import Job
 from jobs.run_config import RUN_CONFIG_NAME
 from local.postgres import NOT_DURABLE, Postgres
 from lomo_core.config import TrainConfig
 from tests.support.worker_bench import is_alive
+from worker import runner
 from worker.journal_shipper import JournalReader
 
 FINISH = [["steps", 3], ["checkpoint"], ["steps", 2], ["finish"]]
+STEPS_OF_FINISH = ["1,3.0,0.5,,", "2,1.5,0.5,,", "3,1.0,0.5,,", "4,0.75,0.5,,", "5,0.6,0.5,,"]
 HANG = [["steps", 1], ["touch", "hanging"]]
 
 
@@ -37,6 +39,7 @@ def test_success(bench: Any) -> None:
     assert model.path == f"runs/{job_id}/attempt-1/model"
     assert (bench.settings.data_dir / model.path / "config.json").is_file()
     assert (bench.folder(job_id) / "attempt-1").stat().st_mode & 0o777 == 0o700
+    assert read_result_file(bench, job_id).splitlines()[1:] == STEPS_OF_FINISH
 
 
 def test_the_engine_gets_the_jobs_options_and_its_samples_come_back(bench: Any) -> None:
@@ -336,6 +339,32 @@ def test_a_model_that_a_dead_worker_did_not_publish_is_taken(bench: Any) -> None
     model = reads.find_model(bench.db, organization_id=job.organization_id, model_id=job.fine_tuned_model)
     assert model is not None
     assert (bench.settings.data_dir / model.path).is_dir()
+    # What the dead worker had written was published by nobody; the file is the second attempt's, with the same steps.
+    assert read_result_file(bench, job_id).splitlines()[1:] == STEPS_OF_FINISH
+    [file] = reads.list_files(bench.db, organization_id=job.organization_id, limit=10).items
+    assert file.path == f"runs/{job_id}/attempt-2/step_metrics.csv"
+
+
+def read_result_file(bench: Any, job_id: str) -> str:
+    """The text of a job's only result file."""
+    [file_id] = reads.read_details(bench.db, job_ids=[job_id])[job_id].result_files
+    file = reads.get_file(bench.db, organization_id=bench.job(job_id).organization_id, file_id=file_id)
+    return files.stored_path(file, data_dir=bench.settings.data_dir).read_text(encoding="utf-8")
+
+
+def test_a_disk_that_is_full_costs_the_result_file_and_not_the_model(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = bench.submit(FINISH)
+    # A device that takes no byte stands in for the disk.
+    monkeypatch.setattr(runner, "write_step_metrics", lambda *_, **__: Path("/dev/full").write_text("x"))
+    bench.node().work()
+    job = bench.job(job_id)
+    assert (job.status, job.fine_tuned_model is None) == ("succeeded", False)
+    assert reads.read_details(bench.db, job_ids=[job_id])[job_id].result_files == []
+    [warning] = [event.message for event in bench.events(job_id) if event.level == "warn"]
+    assert "disk is full" in warning
+    assert "step_metrics.csv" in warning
 
 
 def test_a_missing_model_or_file_fails_the_job_with_its_param(bench: Any) -> None:
