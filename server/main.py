@@ -22,7 +22,7 @@ from server.auth import Authenticator
 from server.deps import authenticated
 from server.hub import Hub
 from server.middleware import BodyLimit, Gate, RequestContext
-from server.routes import files, health, hosts, jobs, models, pages, plan, runs
+from server.routes import files, health, hosts, jobs, models, pages, plan, runs, uploads
 from server.services import Services
 from server.settings import ServerSettings
 
@@ -57,7 +57,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    for module in (files, jobs, runs, models, hosts, plan, health, pages):
+    for module in (files, uploads, jobs, runs, models, hosts, plan, health, pages):
         # Flat, not nested, so that what guards a route can be seen on it.
         app.router.routes.extend(module.router.routes)
     app.mount("/assets", StaticFiles(directory=pages.DASHBOARD_DIR, check_dir=False))
