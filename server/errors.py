@@ -165,7 +165,7 @@ def _handle_os_error(_request: Request, error: OSError) -> Response:
     if error.errno not in _NO_ROOM:
         raise error
     log.error("disk_full", error=str(error))
-    message = "The server's disk is full; nothing was kept of what you sent. Whoever runs the server must make room."
+    message = "The server's disk is full, and the request changed nothing: whoever runs the server must make room."
     # The official clients send again whatever got a 5xx, unless they are told not to.
     return error_response(ApiError(507, message, code="disk_full", headers={"x-should-retry": "false"}))
 
