@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
 
 from jobs.db import Database
 from jobs.errors import InvalidRequestError, InvalidStateError
@@ -28,9 +31,21 @@ _CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
+class Written:
+    """How many bytes were written, and their digest."""
+
     num_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBytes:
+    """A file's bytes on disk, checked and synced, before there is a row for them."""
+
+    file_id: str
+    num_bytes: int
+    sha256: str
+    num_rows: int | None
 
 
 def store_file(
@@ -41,33 +56,48 @@ def store_file(
     Raises:
         InvalidRequestError: the file is empty, too large, or cannot be trained on; names the line.
     """
+    stored = store_bytes(partial(_copy, source), files_dir=files_dir, filename=filename, purpose=purpose)
+    with db.transaction() as session:
+        return add_file(session, stored, organization_id=organization_id, filename=filename, purpose=purpose)
+
+
+def store_bytes(write: Callable[[BinaryIO], Written], *, files_dir: Path, filename: str, purpose: str) -> StoredBytes:
+    """Let `write` make a file on disk, and check it. Nothing is left of one that is refused.
+
+    Raises:
+        InvalidRequestError: the file cannot be trained on; names the line.
+    """
     file_id = new_file_id()
     files_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = files_dir / f".{file_id}.partial"
+    unchecked = files_dir / f".{file_id}.partial"
     try:
-        with partial.open("wb") as target:
-            stored = _copy(source, target)
+        with unchecked.open("wb") as target:
+            written = write(target)
             target.flush()
             os.fsync(target.fileno())
-        num_rows = count_rows(partial, filename=filename) if purpose == "fine-tune" else None
-        partial.rename(files_dir / file_id)
-        _sync_folder(files_dir)
+        num_rows = count_rows(unchecked, filename=filename) if purpose == "fine-tune" else None
+        unchecked.rename(files_dir / file_id)
+        sync_folder(files_dir)
     finally:
-        partial.unlink(missing_ok=True)
-    with db.transaction() as session:
-        file = File(
-            id=file_id,
-            organization_id=organization_id,
-            filename=filename,
-            purpose=purpose,
-            num_bytes=stored.num_bytes,
-            num_lines=num_rows,
-            sha256=stored.sha256,
-        )
-        session.add(file)
-        session.flush()
-        session.refresh(file)
-        return file
+        unchecked.unlink(missing_ok=True)
+    return StoredBytes(file_id, written.num_bytes, written.sha256, num_rows)
+
+
+def add_file(session: Session, stored: StoredBytes, *, organization_id: str, filename: str, purpose: str) -> File:
+    """Record a file whose bytes are on disk."""
+    file = File(
+        id=stored.file_id,
+        organization_id=organization_id,
+        filename=filename,
+        purpose=purpose,
+        num_bytes=stored.num_bytes,
+        num_lines=stored.num_rows,
+        sha256=stored.sha256,
+    )
+    session.add(file)
+    session.flush()
+    session.refresh(file)
+    return file
 
 
 def stored_path(file: File, *, data_dir: Path) -> Path:
@@ -95,7 +125,16 @@ def delete_file(db: Database, file: File, *, data_dir: Path) -> None:
     stored_path(file, data_dir=data_dir).unlink(missing_ok=True)
 
 
-def _copy(source: BinaryIO, target: BinaryIO) -> _Stored:
+def sync_folder(folder: Path) -> None:
+    """Make sure that the names in a folder outlive a crash of the host."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> Written:
     digest, num_bytes = hashlib.sha256(), 0
     while chunk := source.read(_CHUNK_BYTES):
         num_bytes += len(chunk)
@@ -107,12 +146,4 @@ def _copy(source: BinaryIO, target: BinaryIO) -> _Stored:
         target.write(chunk)
     if num_bytes == 0:
         raise InvalidRequestError("The file is empty.", code="invalid_file_format", param="file")
-    return _Stored(num_bytes, digest.hexdigest())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return Written(num_bytes, digest.hexdigest())

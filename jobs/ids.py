@@ -22,6 +22,16 @@ def new_file_id() -> str:
     return f"file-{secrets.token_hex(_RANDOM_BYTES)}"
 
 
+def new_upload_id() -> str:
+    """`upload_` and 24 hexadecimal digits."""
+    return f"upload_{secrets.token_hex(_RANDOM_BYTES)}"
+
+
+def new_part_id() -> str:
+    """`part_` and 24 hexadecimal digits."""
+    return f"part_{secrets.token_hex(_RANDOM_BYTES)}"
+
+
 def new_checkpoint_id() -> str:
     """`ftckpt_` and 24 hexadecimal digits."""
     return f"ftckpt_{secrets.token_hex(_RANDOM_BYTES)}"

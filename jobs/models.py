@@ -26,10 +26,10 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from jobs.status import TERMINAL, JobStatus
+from jobs.status import TERMINAL, JobStatus, UploadStatus
 
 NOTIFY_CHANNEL = "lomo_jobs"
 """Postgres channel on which a commit that appended events announces the job's id."""
@@ -57,6 +57,7 @@ class Base(DeclarativeBase):
         datetime: DateTime(timezone=True),
         float: Double,
         dict[str, Any]: JSONB,
+        list[str]: ARRAY(Text),
         uuid.UUID: Uuid,
     }
 
@@ -128,6 +129,46 @@ class Submission(Base):
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     """None while no try has made the job."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+
+
+class Upload(Base):
+    """A file that arrives in parts; they lie in a folder of `uploads_dir` under its id until it has ended."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (
+        CheckConstraint(f"status IN ({', '.join(repr(status.value) for status in UploadStatus)})", name="status"),
+        CheckConstraint("(status = 'completed') = (part_ids IS NOT NULL)", name="parts_when_completed"),
+        Index("ix_uploads_pending", "expires_at", postgresql_where=text("status = 'pending'")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization_id: Mapped[str]
+    filename: Mapped[str]
+    """The uploader's name for the file: shown, never used as a path."""
+    purpose: Mapped[str]
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    """Size of the whole file, as announced: what its parts must come to."""
+    status: Mapped[str] = mapped_column(server_default=UploadStatus.PENDING)
+    """`pending` until an ended upload has been swept: whether it has expired is for the database's clock to say."""
+    file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id", ondelete="SET NULL"), index=True)
+    """The file that a completed upload became, until that is deleted."""
+    part_ids: Mapped[list[str] | None]
+    """What it was completed from, in order; with `md5` this tells a repeated request from another one."""
+    md5: Mapped[str | None]
+    """The digest that the completion named, if it named one."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+
+
+class UploadPart(Base):
+    """A part of a pending upload; its bytes lie in the upload's folder under its id."""
+
+    __tablename__ = "upload_parts"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id", ondelete="CASCADE"), index=True)
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Job(Base):

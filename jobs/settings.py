@@ -65,6 +65,11 @@ class JobsSettings(BaseSettings):
         return self.data_dir / "files"
 
     @property
+    def uploads_dir(self) -> Path:
+        """One folder per pending upload, with its parts."""
+        return self.data_dir / "uploads"
+
+    @property
     def runs_dir(self) -> Path:
         """One folder per job, one below it per attempt."""
         return self.data_dir / "runs"

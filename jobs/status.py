@@ -1,6 +1,7 @@
 """The status of a job and the changes that are allowed: the one table, repeated in SQL by migration 0001.
 
-The words are OpenAI's. Cancel and pause are requests (columns), not statuses.
+And the status of an upload in parts, which goes from pending to any of the others and no further. The words are
+OpenAI's. Cancel and pause are requests (columns), not statuses.
 """
 
 from __future__ import annotations
@@ -33,3 +34,12 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
 }
 
 TERMINAL = frozenset(status for status, following in TRANSITIONS.items() if not following)
+
+
+class UploadStatus(StrEnum):
+    """OpenAI's status words for an upload in parts."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"

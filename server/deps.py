@@ -10,18 +10,22 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
+from jobs import uploads
 from jobs.db import UNREACHABLE
 from jobs.idempotency import RequestIdentity, check_key, hash_body
 from jobs.keys import Principal
 from server.auth import check_origin, find_credential
 from server.errors import unauthenticated
 from server.json_body import parse_json
+from server.part_form import read_part
 from server.plan_schemas import PlanRequest
 from server.schemas import CreateJob
 from server.services import Services
 from server.sse import Watcher
+from server.upload_schemas import CompleteUpload, CreateUpload
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -131,6 +135,47 @@ async def read_upload_form(request: Request, _caller: Caller) -> AsyncIterator[F
         yield form
 
 
+async def read_upload_body(request: Request, _caller: Caller) -> CreateUpload:
+    """The body of the creation of an upload in parts; see `read_create_body`.
+
+    Raises:
+        InvalidRequestError: the body is not acceptable JSON.
+        RequestValidationError: it does not fit the schema.
+    """
+    return _validate(CreateUpload, parse_json(await request.body()))
+
+
+async def read_complete_body(request: Request, _caller: Caller) -> CompleteUpload:
+    """The body of an upload's completion; see `read_create_body`.
+
+    Raises:
+        InvalidRequestError: the body is not acceptable JSON.
+        RequestValidationError: it does not fit the schema.
+    """
+    return _validate(CompleteUpload, parse_json(await request.body()))
+
+
+async def receive_part(
+    upload_id: str, request: Request, caller: Caller, services: ServicesDep
+) -> AsyncIterator[uploads.IncomingPart]:
+    """A part of an upload, written to disk while it arrives; nothing is read for an upload that takes none."""
+    incoming = await run_in_threadpool(
+        uploads.open_part,
+        services.db,
+        services.settings,
+        organization_id=caller.organization_id,
+        upload_id=upload_id,
+    )
+    try:
+        await read_part(request, incoming)
+        yield incoming
+    finally:
+        await run_in_threadpool(incoming.discard)
+
+
 CreationDep = Annotated[Creation, Depends(read_creation)]
 PlanBody = Annotated[PlanRequest, Depends(read_plan_body)]
 UploadForm = Annotated[FormData, Depends(read_upload_form)]
+UploadBody = Annotated[CreateUpload, Depends(read_upload_body)]
+CompleteBody = Annotated[CompleteUpload, Depends(read_complete_body)]
+ReceivedPart = Annotated[uploads.IncomingPart, Depends(receive_part)]

@@ -14,13 +14,13 @@ from typing import Any
 from jobs import reads
 from jobs.db import Database
 from jobs.ids import event_id, tuned_model_id
-from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Job, TunedModel
+from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Job, TunedModel, Upload, UploadPart
 from jobs.planning import gib
 from jobs.reads import HostState, JobDetails
 from jobs.settings import JobsSettings
 from jobs.spec import ForeignSpec, JobSpec, read_stored
-from jobs.status import JobStatus
-from server import schemas
+from jobs.status import JobStatus, UploadStatus
+from server import schemas, upload_schemas
 
 # Points of a picture as wide as a finger; the dashboard draws one per 2 pixels.
 NUM_CURVE_POINTS = 48
@@ -109,6 +109,25 @@ def describe_file(file: File) -> schemas.FileObject:
         num_lines=file.num_lines,
         sha256=file.sha256,
     )
+
+
+def describe_upload(upload: Upload, file: File | None = None) -> upload_schemas.Upload:
+    """An upload in parts, and the file that it has become."""
+    return upload_schemas.Upload(
+        id=upload.id,
+        bytes=upload.num_bytes,
+        created_at=_unix(upload.created_at),
+        expires_at=_unix(upload.expires_at),
+        filename=upload.filename,
+        purpose=upload.purpose,
+        status=UploadStatus(upload.status),
+        file=describe_file(file) if file is not None else None,
+    )
+
+
+def describe_part(part: UploadPart) -> upload_schemas.UploadPart:
+    """A part of an upload."""
+    return upload_schemas.UploadPart(id=part.id, created_at=_unix(part.created_at), upload_id=part.upload_id)
 
 
 def describe_model(model: TunedModel) -> schemas.Model:

@@ -8,6 +8,7 @@ A rejected value is never echoed: it may be what JSON cannot hold, or a secret.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,8 +34,11 @@ _STATUS: dict[type[JobsError], int] = {
     ConflictError: 409,
     BusyError: 429,
 }
-_STATUS_BY_CODE = {"file_too_large": 413}
+_STATUS_BY_CODE = {"file_too_large": 413, "part_too_large": 413}
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 415: "unsupported_media_type"}
+
+# A full disk, or a full share of it.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 # Where FastAPI found a value: the first part of the place of an error of its own, not of a body's.
 _SOURCES = frozenset({"query", "path", "header"})
@@ -101,6 +105,7 @@ def install(app: FastAPI) -> None:
     app.exception_handler(ClientDisconnect)(_handle_disconnect)
     for unreachable in UNREACHABLE:
         app.exception_handler(unreachable)(_handle_unreachable_database)
+    app.exception_handler(OSError)(_handle_os_error)
     app.exception_handler(Exception)(_handle_unexpected)
 
 
@@ -159,6 +164,15 @@ def _handle_unreachable_database(_request: Request, error: Exception) -> Respons
     message = "The database does not answer; nothing is lost, please try again."
     headers = {"Retry-After": str(_RETRY_AFTER_S)}
     return error_response(ApiError(503, message, code="database_unavailable", headers=headers))
+
+
+def _handle_os_error(_request: Request, error: OSError) -> Response:
+    if error.errno not in _NO_ROOM:
+        raise error
+    log.error("disk_full", error=str(error))
+    message = "The server's disk is full, and the request changed nothing: whoever runs the server must make room."
+    # The official clients send again whatever got a 5xx, unless they are told not to.
+    return error_response(ApiError(507, message, code="disk_full", headers={"x-should-retry": "false"}))
 
 
 def _handle_unexpected(request: Request, _error: Exception) -> Response:

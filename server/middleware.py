@@ -7,6 +7,7 @@ From the outside in: `RequestContext` (request id, security headers, one log lin
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from typing import Any
@@ -16,6 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.files import MAX_FILE_BYTES
+from jobs.uploads import MAX_PART_BYTES
 from server.errors import ApiError, error_response, too_large
 from server.prometheus import Metrics
 
@@ -23,9 +25,11 @@ from server.prometheus import Metrics
 MAX_JSON_BYTES = 1024 * 1024
 # The multipart frame around a file: boundaries, headers, the other fields.
 MAX_UPLOAD_BYTES = MAX_FILE_BYTES + 1024 * 1024
+MAX_PART_UPLOAD_BYTES = MAX_PART_BYTES + 1024 * 1024
 # A client that sends nothing for this long in the middle of a body holds a connection for no good.
 _BODY_SILENCE_S = 30.0
 _UPLOAD_PATH = "/v1/files"
+_PART_PATH = re.compile(r"/v1/uploads/[^/]+/parts")
 # Probes come by address, not by name, and learn nothing worth protecting.
 _PROBES = frozenset({"/healthz", "/readyz"})
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -134,8 +138,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        is_upload = scope["path"] == _UPLOAD_PATH and scope["method"] == "POST"
-        limit = MAX_UPLOAD_BYTES if is_upload else MAX_JSON_BYTES
+        limit = _max_body_bytes(scope)
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced[:_MAX_LENGTH_DIGITS]) > limit:
             await error_response(too_large(limit))(scope, receive, send)
@@ -179,6 +182,14 @@ class _CountedBody:
         if self._num_bytes > self._limit:
             raise too_large(self._limit)
         return message
+
+
+def _max_body_bytes(scope: Scope) -> int:
+    if scope["method"] == "POST" and scope["path"] == _UPLOAD_PATH:
+        return MAX_UPLOAD_BYTES
+    if scope["method"] == "POST" and _PART_PATH.fullmatch(scope["path"]):
+        return MAX_PART_UPLOAD_BYTES
+    return MAX_JSON_BYTES
 
 
 def _complete_headers(headers: MutableHeaders, path: str, request_id: str) -> None:

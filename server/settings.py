@@ -28,6 +28,8 @@ class ServerSettings(JobsSettings):
     """Open event streams in all (500 on one process were measured at 139 MB and 52 ms median latency)."""
     max_streams_per_key: int = Field(default=100, ge=1)
     """Open event streams of one API key."""
+    max_upload_bytes: int = Field(default=8 * 2**30, ge=1)
+    """Size of a file that is uploaded in parts (8 GB are OpenAI's); while it is joined it needs twice that on disk."""
     server_stop_grace_s: int = Field(default=5, ge=1)
     """How long requests may take to end when the server is told to stop; streams end at once."""
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import structlog
 
-from jobs import lifecycle, reads
+from jobs import lifecycle, reads, uploads
 from jobs.db import Database
 from jobs.errors import LeaseLostError
 from jobs.lifecycle import Claim, HostReport
@@ -102,7 +102,8 @@ class Node:
     def reap(self) -> None:
         """Requeue what dead workers held, and ring for queued jobs: their message may be lost, or their wait over.
 
-        One ring per host, since the host that takes a ring may not be the one that a job fits.
+        One ring per host, since the host that takes a ring may not be the one that a job fits. What is left of uploads
+        that were never completed is removed as well.
         """
         settings = self.settings
         reaped = lifecycle.reap(
@@ -117,6 +118,9 @@ class Node:
         if reads.due_jobs(self._db) > 0:
             for _ in range(max(1, reads.num_live_hosts(self._db))):
                 self._send_ring()
+        expired = uploads.sweep(self._db, settings)
+        if expired:
+            log.info("uploads_expired", upload_ids=expired)
 
     def measure_idle(self) -> int | None:
         """What is free on the device now, in bytes; None while a job runs here, whose own memory would be missing.

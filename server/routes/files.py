@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import FileResponse
@@ -14,11 +14,10 @@ from jobs.errors import InvalidRequestError, NotFoundError
 from server import schemas
 from server.deps import Caller, ServicesDep, UploadForm, authenticated
 from server.describe import describe_file
+from server.upload_schemas import Purpose
 
 router = APIRouter(prefix="/v1/files", dependencies=[Depends(authenticated)])
 
-# OpenAI's purposes of an upload. Only fine-tune is used here; the others are kept as they are.
-Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 # The longest file name of common file systems.
 _MAX_FILENAME_CHARS = 255
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 
-from jobs import eventlog, files, lifecycle, migrate, reads
+from jobs import eventlog, files, lifecycle, migrate, reads, uploads
 from jobs.db import Database
 from jobs.models import Job
 from jobs.run_config import RUN_CONFIG_NAME
@@ -274,6 +274,19 @@ def test_the_reaper_rings_for_what_waits(bench: Any) -> None:
     bench.submit(FINISH)
     node.reap()
     assert len(bench.rings) == 1
+
+
+def test_the_reaper_sweeps_away_uploads_whose_hour_is_over(bench: Any) -> None:
+    settings = bench.node().settings
+    upload = uploads.create(bench.db, organization_id="org", filename="a", purpose="vision", num_bytes=9)
+    incoming = uploads.open_part(bench.db, settings, organization_id="org", upload_id=upload.id)
+    bench.node().reap()
+    incoming.write(b"x")
+    uploads.add_part(bench.db, incoming)
+    with bench.db.transaction() as session:
+        session.execute(text("UPDATE uploads SET expires_at = now()"))
+    bench.node().reap()
+    assert list(settings.uploads_dir.iterdir()) == []
 
 
 def test_the_reaper_requeues_what_a_silent_worker_held(bench: Any, wait_until: Any) -> None:

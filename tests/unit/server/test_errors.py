@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 
 import httpx
@@ -40,6 +41,7 @@ def answer(error: Exception) -> httpx.Response:
         (NotFoundError("No such job", param="id"), 404, "not_found"),
         (InvalidRequestError("Wrong"), 400, "invalid_value"),
         (InvalidRequestError("Big", code="file_too_large"), 413, "file_too_large"),
+        (InvalidRequestError("Big", code="part_too_large"), 413, "part_too_large"),
         # 409 would be sent again, twice, by every official client.
         (InvalidStateError("Ended"), 400, "invalid_state"),
     ],
@@ -80,3 +82,15 @@ def test_unexpected_error_tells_nothing() -> None:
 def test_type_follows_the_status(status: int, kind: str) -> None:
     body = orjson.loads(error_response(ApiError(status, "Text", code="some_code")).body)
     assert body == {"error": {"message": "Text", "type": kind, "param": None, "code": "some_code"}}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_and_not_tried_again(number: int) -> None:
+    response = answer(OSError(number, "write failed", "/secret/place"))
+    assert (response.status_code, response.json()["error"]["code"]) == (507, "disk_full")
+    assert response.headers["x-should-retry"] == "false"
+    assert "/secret/place" not in response.text
+
+
+def test_another_failure_of_the_disk_is_our_mistake() -> None:
+    assert answer(OSError(errno.EIO, "read failed")).status_code == 500

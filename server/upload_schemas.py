@@ -1,0 +1,64 @@
+"""Bodies of `/v1/uploads`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, StringConstraints
+
+from jobs.status import UploadStatus
+from jobs.uploads import MAX_PARTS
+from server.schemas import FileObject, Request
+
+# OpenAI's purposes of an upload. Only fine-tune is used here; the others are kept as they are.
+Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+
+
+class ExpiresAfter(Request):
+    """When the file is to be deleted; known, to be refused with a reason. The limits are OpenAI's."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=3600, le=2_592_000)]
+
+
+class CreateUpload(Request):
+    """The body of `POST /v1/uploads`."""
+
+    filename: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+    purpose: Purpose
+    bytes: Annotated[int, Field(ge=1)]
+    mime_type: Annotated[str, StringConstraints(min_length=1, max_length=255)]
+    """Nothing here depends on it: clients name any type for JSON lines."""
+    expires_after: ExpiresAfter | None = None
+
+
+class CompleteUpload(Request):
+    """The body of `POST /v1/uploads/{id}/complete`."""
+
+    part_ids: Annotated[list[Annotated[str, StringConstraints(max_length=64)]], Field(max_length=MAX_PARTS)]
+    md5: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{32}$")] | None = None
+
+
+class Upload(BaseModel):
+    """OpenAI's `upload`."""
+
+    object: Literal["upload"] = "upload"
+    id: str
+    bytes: int
+    """Of the whole file, as announced."""
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    status: UploadStatus
+    file: FileObject | None
+    """Once it is completed, until the file is deleted."""
+
+
+class UploadPart(BaseModel):
+    """OpenAI's `upload.part`."""
+
+    object: Literal["upload.part"] = "upload.part"
+    id: str
+    created_at: int
+    upload_id: str
