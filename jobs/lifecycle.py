@@ -8,22 +8,19 @@ the database's alone. What a lost message or a lost worker leaves behind, `reap`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy import func, select, text, update
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from jobs.db import Database
 from jobs.errors import InvalidStateError, NotFoundError
-from jobs.idempotency import Arrival, find_made, record
-from jobs.ids import new_job_id, tuned_model_id
-from jobs.models import Attempt, Host, Job, ReaperState, TunedModel
+from jobs.ids import tuned_model_id
+from jobs.models import Attempt, Job, ReaperState, TunedModel
 from jobs.placement import lock_next_job
-from jobs.planning import PlannedJob, describe_changes, gib
 from jobs.repository import Lease, NewEvent, append_events, lock_leased
 from jobs.spec import JobSpec
 from jobs.status import TERMINAL, TRANSITIONS, JobStatus
@@ -74,63 +71,6 @@ class RetryPolicy:
     def wait_s(self, failures: int) -> float:
         """Seconds to wait after the `failures`-th failure (1-based)."""
         return self.backoff_s * float(2 ** (failures - 1))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostReport:
-    """What a worker host says of itself at its start; the fields are the columns of `Host`."""
-
-    name: str
-    incarnation: str
-    memory_bytes: int
-    available_bytes: int | None = None
-    run_overhead_bytes: int | None = None
-    device_kind: str | None = None
-    devices: dict[str, Any]
-    slots: int = 1
-    """Jobs that it runs at once."""
-
-
-def submit(
-    db: Database,
-    *,
-    planned: PlannedJob,
-    organization_id: str,
-    api_key_id: str | None,
-    metadata: dict[str, str],
-) -> Job:
-    """Queue a job. The caller rings the doorbell (`dispatch.ring`) afterwards, never before the commit.
-
-    Without a plan any host may take it.
-    """
-    job = _new_job(planned, organization_id=organization_id, api_key_id=api_key_id, metadata=metadata)
-    with db.transaction() as session:
-        _queue(session, job, planned)
-        return job
-
-
-def submit_once(
-    db: Database,
-    arrival: Arrival,
-    *,
-    planned: PlannedJob,
-    organization_id: str,
-    api_key_id: str | None,
-    metadata: dict[str, str],
-) -> tuple[Job, bool]:
-    """Queue the job of a request that may come twice. Returns it, and False where another try has queued it meanwhile.
-
-    Raises:
-        ConflictError: another request with the same key has.
-    """
-    job = _new_job(planned, organization_id=organization_id, api_key_id=api_key_id, metadata=metadata)
-    with db.transaction() as session:
-        made = find_made(session, arrival)
-        if made is not None:
-            return made, False
-        _queue(session, job, planned)
-        record(session, arrival, job)
-        return job, True
 
 
 def claim(db: Database, *, owner: str, lease_s: float) -> Claim | None:
@@ -316,27 +256,6 @@ def request_cancel(db: Database, *, organization_id: str, job_id: str) -> Job:
         return job
 
 
-def register_host(db: Database, report: HostReport) -> None:
-    """Record a worker host at its start."""
-    values = asdict(report)
-    with db.transaction() as session:
-        session.execute(
-            upsert(Host)
-            .values(**values)
-            .on_conflict_do_update(
-                index_elements=[Host.name],
-                set_={**values, "started_at": func.now(), "last_seen_at": func.now()},
-            )
-        )
-
-
-def see_host(db: Database, *, name: str, available_bytes: int | None = None) -> None:
-    """Record that a worker host is alive, and what is free on its device where that was measured anew."""
-    measured = {} if available_bytes is None else {"available_bytes": available_bytes}
-    with db.transaction() as session:
-        session.execute(update(Host).where(Host.name == name).values(last_seen_at=func.now(), **measured))
-
-
 def release_dead(db: Database, *, host: str, incarnation: str, policy: RetryPolicy) -> list[str]:
     """Requeue what an earlier incarnation of this host's worker held when it was killed.
 
@@ -382,41 +301,6 @@ def reap(db: Database, *, every_s: float, lease_s: float, grace_s: float, policy
             host = (job.lease_owner or "").partition("/")[0]
             _lost(session, job, f"The worker on {host} has not been heard of", policy)
         return [job.id for job in rows]
-
-
-def _new_job(planned: PlannedJob, *, organization_id: str, api_key_id: str | None, metadata: dict[str, str]) -> Job:
-    spec = planned.spec
-    return Job(
-        id=new_job_id(),
-        organization_id=organization_id,
-        api_key_id=api_key_id,
-        status=JobStatus.QUEUED,
-        spec=spec.model_dump(mode="json"),
-        metadata_=metadata,
-        priority=spec.lomo.priority,
-        plan=planned.plan,
-        planned_bytes=planned.planned_bytes,
-    )
-
-
-def _queue(session: Session, job: Job, planned: PlannedJob) -> None:
-    session.add(job)
-    session.flush()
-    queued = NewEvent(message=_queued_message(planned), status=JobStatus.QUEUED, data=planned.plan)
-    append_events(session, job.id, 0, [NewEvent(message=f"Created fine-tuning job: {job.id}"), queued])
-    session.refresh(job)
-
-
-def _queued_message(planned: PlannedJob) -> str:
-    """With the memory that the job will take, and what was chosen by that."""
-    if planned.plan is None:
-        reason = planned.why_unplanned
-        return "Queued." if reason is None else f"Queued, its memory not planned: {reason}"
-    spec = planned.spec
-    values = {**dict(spec.lomo), "batch_size": spec.batch_size}
-    chosen: dict[str, Any] = {name: values[name] for name in spec.auto}
-    choice = f"; chosen by that: {describe_changes(chosen)}" if chosen else ""
-    return f"Queued. Planned memory: {gib(planned.plan['memory']['peak_bytes'])}{choice}."
 
 
 def _lost(session: Session, job: Job, reason: str, policy: RetryPolicy) -> None:

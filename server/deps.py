@@ -21,11 +21,9 @@ from server.auth import check_origin, find_credential
 from server.errors import unauthenticated
 from server.json_body import parse_json
 from server.part_form import read_part
-from server.plan_schemas import PlanRequest
-from server.schemas import CreateJob
+from server.schemas import CompleteUpload, CreateJob, CreateUpload, PlanRequest
 from server.services import Services
 from server.sse import Watcher
-from server.upload_schemas import CompleteUpload, CreateUpload
 
 Body = TypeVar("Body", bound=BaseModel)
 

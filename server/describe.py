@@ -20,7 +20,7 @@ from jobs.reads import HostState, JobDetails
 from jobs.settings import JobsSettings
 from jobs.spec import ForeignSpec, JobSpec, read_stored
 from jobs.status import JobStatus, UploadStatus
-from server import schemas, upload_schemas
+from server import schemas
 
 # Points of a picture as wide as a finger; the dashboard draws one per 2 pixels.
 NUM_CURVE_POINTS = 48
@@ -111,9 +111,9 @@ def describe_file(file: File) -> schemas.FileObject:
     )
 
 
-def describe_upload(upload: Upload, file: File | None = None) -> upload_schemas.Upload:
+def describe_upload(upload: Upload, file: File | None = None) -> schemas.Upload:
     """An upload in parts, and the file that it has become."""
-    return upload_schemas.Upload(
+    return schemas.Upload(
         id=upload.id,
         bytes=upload.num_bytes,
         created_at=_unix(upload.created_at),
@@ -125,9 +125,9 @@ def describe_upload(upload: Upload, file: File | None = None) -> upload_schemas.
     )
 
 
-def describe_part(part: UploadPart) -> upload_schemas.UploadPart:
+def describe_part(part: UploadPart) -> schemas.UploadPart:
     """A part of an upload."""
-    return upload_schemas.UploadPart(id=part.id, created_at=_unix(part.created_at), upload_id=part.upload_id)
+    return schemas.UploadPart(id=part.id, created_at=_unix(part.created_at), upload_id=part.upload_id)
 
 
 def describe_model(model: TunedModel) -> schemas.Model:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from jobs import lifecycle
+from jobs import host_registry, lifecycle
 from jobs.db import Database
 from jobs.errors import LeaseLostError
 from jobs.lifecycle import Claim
@@ -91,7 +91,7 @@ class HostPulse:
                 available_bytes = self._measure()
                 measured_at = time.monotonic()
             try:
-                lifecycle.see_host(self._db, name=self._name, available_bytes=available_bytes)
+                host_registry.see_host(self._db, name=self._name, available_bytes=available_bytes)
             except OUTAGES as error:
                 backoff.failed(error)
             else:

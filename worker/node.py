@@ -15,10 +15,11 @@ from typing import BinaryIO
 
 import structlog
 
-from jobs import lifecycle, reads, uploads
+from jobs import host_registry, lifecycle, reads, uploads
 from jobs.db import Database
 from jobs.errors import LeaseLostError
-from jobs.lifecycle import Claim, HostReport
+from jobs.host_registry import HostReport
+from jobs.lifecycle import Claim
 from lomo_core.config import CalibrationConfig
 from worker.calibration import calibrate, run_overhead_bytes
 from worker.gpus import describe_devices, find_gpus, host_memory_bytes, measure_device
@@ -201,7 +202,7 @@ class Node:
             devices=describe_devices(gpus),
             slots=self.settings.slots,
         )
-        lifecycle.register_host(self._db, report)
+        host_registry.register_host(self._db, report)
         freed = lifecycle.release_dead(self._db, host=name, incarnation=self.incarnation, policy=self.host.retry_policy)
         log.info("host_announced", host=name, incarnation=self.incarnation, freed_job_ids=freed)
 

@@ -14,7 +14,7 @@ from jobs.errors import InvalidRequestError, NotFoundError
 from server import schemas
 from server.deps import Caller, ServicesDep, UploadForm, authenticated
 from server.describe import describe_file
-from server.upload_schemas import Purpose
+from server.schemas import Purpose
 
 router = APIRouter(prefix="/v1/files", dependencies=[Depends(authenticated)])
 

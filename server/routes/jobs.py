@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 
-from jobs import catalog, dispatch, idempotency, lifecycle, reads
+from jobs import catalog, dispatch, idempotency, lifecycle, reads, submission
 from jobs.catalog import ModelSource
 from jobs.errors import InvalidRequestError
 from jobs.idempotency import Arrival
@@ -90,8 +90,8 @@ def _submit(
     origin = {"organization_id": caller.organization_id, "api_key_id": caller.api_key_id}
     metadata = body.metadata or {}
     if arrival is None:
-        return lifecycle.submit(services.db, planned=planned, metadata=metadata, **origin), True
-    return lifecycle.submit_once(services.db, arrival, planned=planned, metadata=metadata, **origin)
+        return submission.submit(services.db, planned=planned, metadata=metadata, **origin), True
+    return submission.submit_once(services.db, arrival, planned=planned, metadata=metadata, **origin)
 
 
 def _plan(services: Services, spec: JobSpec, source: ModelSource) -> PlannedJob:

@@ -17,7 +17,7 @@ from lomo_core.config import OptimizerName
 from lomo_core.memory.lora import lora_peak_bytes
 from lomo_core.memory.model_shapes import ModelShapes
 from lomo_core.memory.plan import Plan, Setting, plan
-from server import plan_schemas
+from server import schemas
 from server.deps import Caller, PlanBody, ServicesDep, authenticated
 from server.services import Services
 
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/plan", dependencies=[Depends(authenticated)])
 
 
 @router.post("")
-def plan_run(body: PlanBody, caller: Caller, services: ServicesDep) -> plan_schemas.Plan:
+def plan_run(body: PlanBody, caller: Caller, services: ServicesDep) -> schemas.Plan:
     """Plan a run. The first plan of a model takes some seconds, further ones none."""
     shapes = services.shapes.read(_config(body, services, organization_id=caller.organization_id))
     options, auto = (body.lomo or RequestedOptions()).resolve()
@@ -43,7 +43,7 @@ def plan_run(body: PlanBody, caller: Caller, services: ServicesDep) -> plan_sche
     return _describe(body.model, shapes, setting, auto, services)
 
 
-def _config(body: plan_schemas.PlanRequest, services: Services, *, organization_id: str) -> bytes:
+def _config(body: schemas.PlanRequest, services: Services, *, organization_id: str) -> bytes:
     """The model's configuration as JSON.
 
     Raises:
@@ -66,7 +66,7 @@ def _config(body: plan_schemas.PlanRequest, services: Services, *, organization_
 
 def _describe(
     name: str | None, shapes: ModelShapes, setting: Setting, auto: list[Choosable], services: Services
-) -> plan_schemas.Plan:
+) -> schemas.Plan:
     found = plan(shapes, setting)
     beside: dict[str, int] = {
         optimizer: plan(shapes, replace(setting, optimizer=optimizer)).peak_bytes
@@ -74,7 +74,7 @@ def _describe(
     }
     beside["lora"] = lora_peak_bytes(shapes, setting)
     figures = {key: value for key, value in dataclasses.asdict(found).items() if key not in ("phases", "host_bytes")}
-    return plan_schemas.Plan(
+    return schemas.Plan(
         model=name,
         architecture=shapes.architecture,
         num_parameters=shapes.num_parameters,
@@ -82,14 +82,14 @@ def _describe(
         max_seq_length=setting.seq_length,
         activation_checkpointing=setting.activation_checkpointing,
         auto=auto,
-        phases=[plan_schemas.PlanPhase(**dataclasses.asdict(phase)) for phase in found.phases],
+        phases=[schemas.PlanPhase(**dataclasses.asdict(phase)) for phase in found.phases],
         beside=beside,
         fits=_fits(found, services),
         **figures,
     )
 
 
-def _fits(found: Plan, services: Services) -> list[plan_schemas.Fit]:
+def _fits(found: Plan, services: Services) -> list[schemas.Fit]:
     """Each live host that has measured its memory."""
     fits = []
     for state in reads.list_hosts(services.db):
@@ -98,7 +98,7 @@ def _fits(found: Plan, services: Services) -> list[plan_schemas.Fit]:
             continue
         needed = state.needed_bytes(found.peak_bytes)
         fits.append(
-            plan_schemas.Fit(
+            schemas.Fit(
                 host=host.name,
                 device_bytes=host.available_bytes,
                 needed_bytes=needed,

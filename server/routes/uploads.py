@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends
 
 from jobs import uploads
 from jobs.errors import InvalidRequestError
-from server import upload_schemas
+from server import schemas
 from server.deps import Caller, CompleteBody, ReceivedPart, ServicesDep, UploadBody, authenticated
 from server.describe import describe_part, describe_upload
 from server.routes.files import display_name
@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/uploads", dependencies=[Depends(authenticated)])
 
 
 @router.post("")
-def create_upload(body: UploadBody, caller: Caller, services: ServicesDep) -> upload_schemas.Upload:
+def create_upload(body: UploadBody, caller: Caller, services: ServicesDep) -> schemas.Upload:
     """Begin an upload. What earlier ones left behind goes first, so that it does not take the room of this one."""
     if body.expires_after is not None:
         raise InvalidRequestError(
@@ -41,13 +41,13 @@ def create_upload(body: UploadBody, caller: Caller, services: ServicesDep) -> up
 
 
 @router.post("/{upload_id}/parts")
-def create_part(incoming: ReceivedPart, services: ServicesDep) -> upload_schemas.UploadPart:
+def create_part(incoming: ReceivedPart, services: ServicesDep) -> schemas.UploadPart:
     """Keep a part, which is on disk by now."""
     return describe_part(uploads.add_part(services.db, incoming))
 
 
 @router.post("/{upload_id}/complete")
-def complete_upload(upload_id: str, body: CompleteBody, caller: Caller, services: ServicesDep) -> upload_schemas.Upload:
+def complete_upload(upload_id: str, body: CompleteBody, caller: Caller, services: ServicesDep) -> schemas.Upload:
     """Join the parts into a file, which is checked as one that came in one piece."""
     completion = uploads.Completion(body.part_ids, body.md5.lower() if body.md5 is not None else None)
     upload, file = uploads.complete(
@@ -61,7 +61,7 @@ def complete_upload(upload_id: str, body: CompleteBody, caller: Caller, services
 
 
 @router.post("/{upload_id}/cancel")
-def cancel_upload(upload_id: str, caller: Caller, services: ServicesDep) -> upload_schemas.Upload:
+def cancel_upload(upload_id: str, caller: Caller, services: ServicesDep) -> schemas.Upload:
     """End an upload and remove its parts."""
     return describe_upload(
         uploads.cancel(services.db, services.settings, organization_id=caller.organization_id, upload_id=upload_id)

@@ -14,10 +14,11 @@ from typing import Any
 
 from sqlalchemy import select
 
-from jobs import eventlog, lifecycle
+from jobs import eventlog, host_registry, lifecycle, submission
 from jobs.db import Database
+from jobs.host_registry import HostReport
 from jobs.keys import DEFAULT_ORGANIZATION
-from jobs.lifecycle import HostReport, JobFailure, RetryPolicy
+from jobs.lifecycle import JobFailure, RetryPolicy
 from jobs.models import Attempt, Event, Host, Job
 from jobs.planning import PlannedJob
 from jobs.repository import Lease
@@ -69,7 +70,7 @@ def submit(
         plan=plan and {"memory": plan},
         planned_bytes=plan and plan["peak_bytes"],
     )
-    return lifecycle.submit(
+    return submission.submit(
         db, planned=planned, organization_id=DEFAULT_ORGANIZATION, api_key_id=None, metadata={"team": "support"}
     ).id
 
@@ -86,7 +87,7 @@ def register(db: Database, name: str, *, available_mb: int | None = 16_000, slot
         devices={"cpu": {"name": "AMD EPYC 7313", "count": 16}, "gpus": gpus},
         slots=slots,
     )
-    lifecycle.register_host(db, report)
+    host_registry.register_host(db, report)
 
 
 @dataclass(kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from jobs import lifecycle, reads
+from jobs import lifecycle, reads, submission
 from jobs.db import Database
 from jobs.ids import new_file_id
 from jobs.models import Event, Job
@@ -61,7 +61,7 @@ class Bench:
     def submit_spec(self, values: dict[str, Any], *, planned_bytes: int | None = None) -> str:
         """Queue a job. Its message is "lost": the worker's reaper has to find it. Returns its id."""
         spec = JobSpec.model_validate(values)
-        job = lifecycle.submit(
+        job = submission.submit(
             self.db,
             planned=PlannedJob(spec=spec, planned_bytes=planned_bytes),
             organization_id=ORGANIZATION,

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from cli.main import main
-from jobs import keys, lifecycle
+from jobs import host_registry, keys, lifecycle
 from jobs.db import Database
 from jobs.file_check import MAX_LINE_BYTES
-from jobs.lifecycle import HostReport
+from jobs.host_registry import HostReport
 from lomo_core import events as engine
 from server.settings import ServerSettings
 
@@ -325,7 +325,7 @@ def test_hosts_and_a_plan_held_against_them(place: Place) -> None:
         devices={"cpu": {"name": "AMD EPYC", "count": 8}, "gpus": [{"name": "NVIDIA L4"}]},
         slots=2,
     )
-    lifecycle.register_host(place.db, report)
+    host_registry.register_host(place.db, report)
     lines = place.lomo("hosts")[1].splitlines()
     assert lines[1].split()[:8] == ["desk", "NVIDIA", "L4", "16.0", "GiB", "16.0", "GiB", "0/2"]
     code, out, err = place.lomo("plan", "--model", MODEL, "--batch-size", "2", "--max-seq-length", "32")

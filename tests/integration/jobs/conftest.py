@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import text
 
-from jobs import lifecycle
+from jobs import host_registry, lifecycle, submission
 from jobs.db import Database
-from jobs.lifecycle import Claim, HostReport, RetryPolicy
+from jobs.host_registry import HostReport
+from jobs.lifecycle import Claim, RetryPolicy
 from jobs.models import Job
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec, LomoOptions
@@ -41,7 +42,7 @@ def submit(
     db: Database, *, organization_id: str = ORGANIZATION, priority: int = 0, planned_bytes: int | None = None
 ) -> Job:
     """Queue a job."""
-    return lifecycle.submit(
+    return submission.submit(
         db,
         planned=PlannedJob(spec=make_spec(priority=priority), planned_bytes=planned_bytes),
         organization_id=organization_id,
@@ -70,7 +71,7 @@ def register(
         devices={"gpus": []},
         slots=slots,
     )
-    lifecycle.register_host(db, report)
+    host_registry.register_host(db, report)
 
 
 def claim(db: Database, *, owner: str = "host/1") -> Claim:

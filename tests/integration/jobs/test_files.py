@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import file_check, files, lifecycle, reads
+from jobs import file_check, files, lifecycle, reads, submission
 from jobs.db import Database
 from jobs.errors import InvalidRequestError, InvalidStateError
 from jobs.models import File
@@ -116,7 +116,7 @@ def test_another_purpose_may_hold_any_bytes(db: Database, tmp_path: Path) -> Non
 def test_a_file_that_a_job_needs_stays(db: Database, tmp_path: Path) -> None:
     stored = store(db, ROW, tmp_path)
     spec = JobSpec(model="m", training_file=stored.id, seed=1)
-    lifecycle.submit(db, planned=PlannedJob(spec=spec), organization_id=ORGANIZATION, api_key_id=None, metadata={})
+    submission.submit(db, planned=PlannedJob(spec=spec), organization_id=ORGANIZATION, api_key_id=None, metadata={})
     with pytest.raises(InvalidStateError, match="cancel the job first"):
         files.delete_file(db, stored, data_dir=tmp_path)
     lifecycle.succeed(db, claim(db).lease, model_path="m", weights_sha256="w", trained_tokens=1)

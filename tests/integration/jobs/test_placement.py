@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy import text
 
-from jobs import lifecycle, reads
+from jobs import host_registry, lifecycle, reads, submission
 from jobs.db import Database
 from jobs.lifecycle import Lease
 from jobs.planning import PlannedJob
@@ -40,7 +40,7 @@ def test_plan_and_peak_are_stored_with_the_job(db: Database) -> None:
     planned = submit(db, planned_bytes=7)
     assert (planned.plan, planned.planned_bytes) == (None, 7)
     spec = {"model": "tiny", "training_file": "file-1", "seed": 1}
-    job = lifecycle.submit(
+    job = submission.submit(
         db,
         planned=PlannedJob(
             spec=lifecycle.JobSpec.model_validate(spec), plan={"memory": {"peak_bytes": 3}}, planned_bytes=5
@@ -228,5 +228,5 @@ def test_a_silent_host_is_listed_and_counts_no_more(db: Database) -> None:
     assert capacity(db) == 10
     assert capacity(db, alive_within_s=120) == 20
     assert reads.num_live_hosts(db) == 1
-    lifecycle.see_host(db, name="large")
+    host_registry.see_host(db, name="large")
     assert capacity(db) == 20

@@ -13,9 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from jobs import eventlog, keys, lifecycle, reads, step_metrics
+from jobs import eventlog, host_registry, keys, lifecycle, reads, step_metrics
 from jobs.db import Database
-from jobs.lifecycle import Claim, HostReport, JobFailure
+from jobs.host_registry import HostReport
+from jobs.lifecycle import Claim, JobFailure
 from lomo_core import events as engine
 from server.serve import Server
 from server.settings import ServerSettings
@@ -322,7 +323,7 @@ def register_host(db: Database, name: str, *, available_bytes: int, run_overhead
         device_kind="cuda" if run_overhead_bytes is None else "cpu",
         devices={},
     )
-    lifecycle.register_host(db, report)
+    host_registry.register_host(db, report)
 
 
 def make_model(folder: Path) -> None:

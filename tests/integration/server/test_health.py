@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-from jobs import lifecycle
-from jobs.lifecycle import HostReport, RetryPolicy
+from jobs import host_registry, lifecycle
+from jobs.host_registry import HostReport
+from jobs.lifecycle import RetryPolicy
 
 from .conftest import Site
 
@@ -22,7 +23,7 @@ def execute(site: Site, statement: str) -> None:
 
 def test_ready_with_a_worker_and_a_reaper(site: Site) -> None:
     assert checks(site)[0] == 503
-    lifecycle.register_host(site.db, HostReport(name="gpu1", incarnation="1", memory_bytes=1, devices={}))
+    host_registry.register_host(site.db, HostReport(name="gpu1", incarnation="1", memory_bytes=1, devices={}))
     policy = RetryPolicy(max_failures=3, backoff_s=1)
     lifecycle.reap(site.db, every_s=5, lease_s=60, grace_s=15, policy=policy)
     assert checks(site) == (200, {"database": "ok", "schema": "ok", "worker": "ok", "reaper": "ok"})

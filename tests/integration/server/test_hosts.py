@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text, update
 
-from jobs import keys, lifecycle
-from jobs.lifecycle import HostReport
+from jobs import host_registry, keys
+from jobs.host_registry import HostReport
 from jobs.models import Job
 
 from .conftest import HOST, Site
@@ -29,7 +29,7 @@ def register(site: Site, name: str = HOST, *, available_bytes: int | None = 16 *
         devices=DEVICES,
         slots=slots,
     )
-    lifecycle.register_host(site.db, report)
+    host_registry.register_host(site.db, report)
 
 
 def submit(site: Site, planned_bytes: int | None) -> str:

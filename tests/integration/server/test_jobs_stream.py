@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from jobs import keys, lifecycle
+from jobs import keys, submission
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec
 from server import hub, sse
@@ -80,7 +80,7 @@ def test_other_organizations_are_not_seen(site: Site) -> None:
     site.submit()
     spec = JobSpec(model="tiny", training_file="file-1", seed=1)
     planned = PlannedJob(spec=spec)
-    own = lifecycle.submit(site.db, planned=planned, organization_id="org-foreign", api_key_id=None, metadata={})
+    own = submission.submit(site.db, planned=planned, organization_id="org-foreign", api_key_id=None, metadata={})
     follower.wait_for(lambda: len(follower.frames) > 1, "the own job")
     assert {frame.body["id"] for frame in follower.frames[1:]} == {own.id}
 

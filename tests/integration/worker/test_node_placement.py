@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from jobs import lifecycle, reads
+from jobs import host_registry, reads
 from jobs.db import Database
-from jobs.lifecycle import HostReport
+from jobs.host_registry import HostReport
 from lomo_core.memory.process import MOST_HOLES_BYTES
 from tests.support.fake_engine import CALIBRATION
 
@@ -26,7 +26,7 @@ FINISH = [["steps", 1], ["finish"]]
 def test_the_reaper_rings_once_for_each_host(bench: Any) -> None:
     """Any host may take a ring; the job may fit only one of them."""
     for name in ("host-a", "host-b", "host-c"):
-        lifecycle.register_host(bench.db, HostReport(name=name, incarnation="1", memory_bytes=1, devices={}))
+        host_registry.register_host(bench.db, HostReport(name=name, incarnation="1", memory_bytes=1, devices={}))
     bench.submit(FINISH)
     bench.node().reap()
     assert len(bench.rings) == 3

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, StringConstraints, model_validator
 
 from jobs.spec import Choosable, RequestedOptions
-from server.schemas import Hyperparameters, Request
+from server.schemas.base import Request
+from server.schemas.job_creation import Hyperparameters
 
 
 class PlanRequest(Request):

@@ -1,4 +1,4 @@
-"""Bodies of `/v1/uploads`."""
+"""OpenAI's `file`, and uploads in parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,38 @@ from pydantic import BaseModel, Field, StringConstraints
 
 from jobs.status import UploadStatus
 from jobs.uploads import MAX_PARTS
-from server.schemas import FileObject, Request
+from server.schemas.base import EdgedPage, Request
+
+
+class FileObject(BaseModel):
+    """OpenAI's `file`; `num_lines` and `sha256` are ours."""
+
+    object: Literal["file"] = "file"
+    id: str
+    bytes: int
+    created_at: int
+    expires_at: int | None = None
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+    status_details: str | None = None
+    num_lines: int | None
+    sha256: str
+
+
+class DeletedFile(BaseModel):
+    """The answer to the deletion of a file."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True
+
+
+class FileList(EdgedPage):
+    """A page of files."""
+
+    data: list[FileObject]
+
 
 # OpenAI's purposes of an upload. Only fine-tune is used here; the others are kept as they are.
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]

@@ -1,0 +1,92 @@
+"""How a job comes to be: one row, queued, with the events that say so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from jobs.db import Database
+from jobs.idempotency import Arrival, find_made, record
+from jobs.ids import new_job_id
+from jobs.models import Job
+from jobs.planning import PlannedJob, describe_changes, gib
+from jobs.repository import NewEvent, append_events
+from jobs.status import JobStatus
+
+
+def submit(
+    db: Database,
+    *,
+    planned: PlannedJob,
+    organization_id: str,
+    api_key_id: str | None,
+    metadata: dict[str, str],
+) -> Job:
+    """Queue a job. The caller rings the doorbell (`dispatch.ring`) afterwards, never before the commit.
+
+    Without a plan any host may take it.
+    """
+    job = _new_job(planned, organization_id=organization_id, api_key_id=api_key_id, metadata=metadata)
+    with db.transaction() as session:
+        _queue(session, job, planned)
+        return job
+
+
+def submit_once(
+    db: Database,
+    arrival: Arrival,
+    *,
+    planned: PlannedJob,
+    organization_id: str,
+    api_key_id: str | None,
+    metadata: dict[str, str],
+) -> tuple[Job, bool]:
+    """Queue the job of a request that may come twice. Returns it, and False where another try has queued it meanwhile.
+
+    Raises:
+        ConflictError: another request with the same key has.
+    """
+    job = _new_job(planned, organization_id=organization_id, api_key_id=api_key_id, metadata=metadata)
+    with db.transaction() as session:
+        made = find_made(session, arrival)
+        if made is not None:
+            return made, False
+        _queue(session, job, planned)
+        record(session, arrival, job)
+        return job, True
+
+
+def _new_job(planned: PlannedJob, *, organization_id: str, api_key_id: str | None, metadata: dict[str, str]) -> Job:
+    spec = planned.spec
+    return Job(
+        id=new_job_id(),
+        organization_id=organization_id,
+        api_key_id=api_key_id,
+        status=JobStatus.QUEUED,
+        spec=spec.model_dump(mode="json"),
+        metadata_=metadata,
+        priority=spec.lomo.priority,
+        plan=planned.plan,
+        planned_bytes=planned.planned_bytes,
+    )
+
+
+def _queue(session: Session, job: Job, planned: PlannedJob) -> None:
+    session.add(job)
+    session.flush()
+    queued = NewEvent(message=_queued_message(planned), status=JobStatus.QUEUED, data=planned.plan)
+    append_events(session, job.id, 0, [NewEvent(message=f"Created fine-tuning job: {job.id}"), queued])
+    session.refresh(job)
+
+
+def _queued_message(planned: PlannedJob) -> str:
+    """With the memory that the job will take, and what was chosen by that."""
+    if planned.plan is None:
+        reason = planned.why_unplanned
+        return "Queued." if reason is None else f"Queued, its memory not planned: {reason}"
+    spec = planned.spec
+    values = {**dict(spec.lomo), "batch_size": spec.batch_size}
+    chosen: dict[str, Any] = {name: values[name] for name in spec.auto}
+    choice = f"; chosen by that: {describe_changes(chosen)}" if chosen else ""
+    return f"Queued. Planned memory: {gib(planned.plan['memory']['peak_bytes'])}{choice}."

@@ -1,0 +1,25 @@
+"""What the bodies of several endpoints share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Request(BaseModel):
+    """A body: unknown keys are errors, nothing is coerced."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Page(BaseModel):
+    object: Literal["list"] = "list"
+    has_more: bool
+
+
+class EdgedPage(Page):
+    """A list that names its first and last id, where OpenAI's schema requires it."""
+
+    first_id: str | None
+    last_id: str | None

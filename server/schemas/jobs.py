@@ -1,0 +1,221 @@
+"""A job and its run, as answered: OpenAI's objects, with what is ours under `lomo`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+
+from jobs.spec import Choosable, LomoOptions
+from server.schemas.base import EdgedPage, Page
+
+
+class UsedHyperparameters(BaseModel):
+    """The hyperparameters as used: numbers, never "auto"; None where another version's job cannot be read."""
+
+    n_epochs: int | None
+    batch_size: int | None
+    learning_rate_multiplier: float | None
+
+
+class UsedSupervised(BaseModel):
+    """The inner object of `method` in a response."""
+
+    hyperparameters: UsedHyperparameters
+
+
+class UsedMethod(BaseModel):
+    """`method` in a response."""
+
+    type: Literal["supervised"] = "supervised"
+    supervised: UsedSupervised
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None
+
+
+class Evaluation(BaseModel):
+    """One pass over the validation file."""
+
+    step: int
+    created_at: int
+    num_rows: int
+    valid_loss: float | None
+    valid_mean_token_accuracy: float | None
+    choice_accuracy: float | None
+
+
+class Memory(BaseModel):
+    """Bytes by category: planned (at the job's creation for rows as long as they may be, from its start on for the
+    longest batch of its data) and measured, at the step with the highest peak. None: not known."""
+
+    planned: dict[str, int] | None = None
+    measured: dict[str, int] | None = None
+    measured_peak_bytes: int | None = None
+    planned_peak_bytes: int | None = None
+
+
+class RunState(BaseModel):
+    """How a job's run stands."""
+
+    attempt: int
+    failures: int
+    host: str | None
+    started_at: int | None
+    cancel_requested: bool
+    waiting_for: str | None
+    """Why a queued job waits, as of this answer: `memory: ...`, `slot: ...` or `worker: ...`."""
+    step: int
+    total_steps: int | None
+    loss: float | None
+    tokens_per_second: float | None
+    eta_s: float | None
+    num_parameters: int | None
+    num_train_rows: int | None
+    device: str | None
+    device_bytes: int | None
+    memory: Memory
+    evaluations: list[Evaluation]
+    weights_sha256: str | None
+    model_path: str | None
+    """Absolute folder of the tuned model once the job has succeeded."""
+    loss_curve: list[tuple[int, float]] | None = None
+    """Only in a list that was asked for it."""
+
+    @model_serializer(mode="wrap")
+    def _without_unasked_curve(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        body: dict[str, Any] = handler(self)
+        if self.loss_curve is None:
+            del body["loss_curve"]
+        return body
+
+
+class JobLomo(LomoOptions, RunState):
+    """The engine's options as used, and how the run stands."""
+
+    auto: list[Choosable]
+    """What was left to the plan of the run's memory; the values chosen stand in their places."""
+
+
+class ForeignLomo(RunState):
+    """The same of a job that another version of this program stored: its options as they are, unchecked."""
+
+    model_config = ConfigDict(extra="allow")
+
+    unreadable: list[str]
+    """Keys of the stored job that this version does not know, that are missing, or whose values it does not take."""
+
+
+class FineTuningJob(BaseModel):
+    """OpenAI's `fine_tuning.job`."""
+
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    id: str
+    model: str | None
+    """None, like the other fields of the request, where another version's job cannot be read."""
+    created_at: int
+    finished_at: int | None
+    fine_tuned_model: str | None
+    organization_id: str
+    result_files: list[str] = []
+    status: str
+    validation_file: str | None
+    training_file: str | None
+    hyperparameters: UsedHyperparameters
+    trained_tokens: int | None
+    error: JobError | None
+    integrations: list[Any] = []
+    seed: int | None
+    estimated_finish: int | None
+    user_provided_suffix: str | None
+    method: UsedMethod
+    metadata: dict[str, str]
+    lomo: JobLomo | ForeignLomo
+
+
+class JobEvent(BaseModel):
+    """OpenAI's `fine_tuning.job.event`; `seq` and `attempt` are ours."""
+
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    id: str
+    created_at: int
+    level: str
+    message: str
+    type: str
+    data: dict[str, Any] | None
+    seq: int
+    attempt: int
+
+
+class CheckpointMetrics(BaseModel):
+    """OpenAI's metrics of a checkpoint, as far as they are known."""
+
+    step: int
+    train_loss: float | None
+    valid_loss: float | None
+
+
+class JobCheckpoint(BaseModel):
+    """OpenAI's `fine_tuning.job.checkpoint`."""
+
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    id: str
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    metrics: CheckpointMetrics
+    step_number: int
+    bytes: int
+    manifest_sha256: str
+    attempt: int
+
+
+class JobList(Page):
+    """A page of jobs, newest first."""
+
+    data: list[FineTuningJob]
+
+
+class JobPage(BaseModel):
+    """The first frame of a stream of jobs."""
+
+    data: list[FineTuningJob]
+    has_more: bool
+
+
+class EventList(Page):
+    """A page of events, newest first."""
+
+    data: list[JobEvent]
+
+
+class CheckpointList(EdgedPage):
+    """A page of checkpoints, newest first."""
+
+    data: list[JobCheckpoint]
+
+
+class Attempt(BaseModel):
+    """One claim of a job by a worker."""
+
+    number: int
+    host: str
+    started_at: int
+    ended_at: int | None
+    outcome: str | None
+    detail: str | None
+
+
+class JobMetrics(BaseModel):
+    """The series of a run as columns of equal length, its evaluations and its attempts."""
+
+    object: Literal["fine_tuning.job.metrics"] = "fine_tuning.job.metrics"
+    job_id: str
+    columns: dict[str, list[Any]]
+    evaluations: list[Evaluation]
+    attempts: list[Attempt]

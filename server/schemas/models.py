@@ -1,0 +1,23 @@
+"""OpenAI's `model`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+
+class Model(BaseModel):
+    """OpenAI's `model`."""
+
+    object: Literal["model"] = "model"
+    id: str
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    """Every model; never paged."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]

@@ -1,0 +1,58 @@
+"""The queries of lists and series."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+# Of events some 600 bytes each; OpenAI documents no upper limit.
+_MAX_PAGE = 1000
+
+
+# Of LomoOptions.max_steps.
+_MAX_STEP = 10**9
+
+
+class JobsQuery(BaseModel):
+    """The query of a list of jobs. `metadata[key]` is read beside it."""
+
+    limit: int = Field(default=20, ge=1, le=100)
+    after: str | None = None
+    include: list[Literal["loss_curve"]] = Field(default=[], alias="include[]")
+    stream: bool = False
+
+
+class EventsQuery(BaseModel):
+    """The query of a job's events."""
+
+    limit: int = Field(default=20, ge=1, le=_MAX_PAGE)
+    after: str | None = None
+    stream: bool | None = None
+    """None: as the Accept header says."""
+    pings: bool = False
+    """Pings as events in place of comments, on a stream."""
+
+
+class CheckpointsQuery(BaseModel):
+    """The query of a job's checkpoints."""
+
+    limit: int = Field(default=10, ge=1, le=_MAX_PAGE)
+    after: str | None = None
+
+
+class MetricsQuery(BaseModel):
+    """The query of a job's series."""
+
+    max_points: int = Field(default=1000, ge=1, le=2000)
+    first_step: int | None = Field(default=None, ge=0, le=_MAX_STEP)
+    last_step: int | None = Field(default=None, ge=0, le=_MAX_STEP)
+
+
+class FilesQuery(BaseModel):
+    """The query of a list of files."""
+
+    limit: int = Field(default=10_000, ge=1, le=10_000)
+    after: str | None = None
+    order: Literal["asc", "desc"] = "desc"
+    purpose: str | None = None
