@@ -14,6 +14,8 @@ class Request(BaseModel):
 
 
 class Page(BaseModel):
+    """A list of which there may be more."""
+
     object: Literal["list"] = "list"
     has_more: bool
 
