@@ -1,0 +1,170 @@
+"""Every endpoint, by an unmodified `openai` client: run by the interpreter of the environment that has it.
+
+Needs nothing but that client and the standard library, and runs with each of its versions. Reads OPENAI_BASE_URL and
+OPENAI_API_KEY as any program would; argument: a folder with `train.jsonl` and `held_back.jsonl`. Prints each leg that
+it has gone, one a line, and ends with a traceback where one fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import openai
+
+JOB_TIMEOUT_S = 180.0
+POLL_S = 0.2
+ENDED = {"succeeded", "failed", "cancelled"}
+
+
+class Journey:
+    """One client's way through the service; each leg leaves behind what the next ones need."""
+
+    def __init__(self, folder: Path) -> None:
+        self.train = folder / "train.jsonl"
+        self.held_back = folder / "held_back.jsonl"
+        # Strict: an answer that is not as the client's own types say is an error.
+        self.client = openai.OpenAI(_strict_response_validation=True, max_retries=0)
+        self.name = f"{openai.__version__}-{time.time_ns()}"
+        self.file_id = ""
+        self.held_back_id = ""
+        self.job: Any = None
+
+    def files(self) -> None:
+        """Upload, find, read back, page through and delete files."""
+        with self.train.open("rb") as opened:
+            file = self.client.files.create(file=opened, purpose="fine-tune")
+        assert self.client.files.wait_for_processing(file.id).status == "processed"
+        assert self.client.files.retrieve(file.id).bytes == self.train.stat().st_size
+        assert self.client.files.content(file.id).read() == self.train.read_bytes()
+        others = [
+            self.client.files.create(file=("row.jsonl", self.train.read_bytes()), purpose="fine-tune").id
+            for _ in range(3)
+        ]
+        paged = [each.id for each in self.client.files.list(limit=2, purpose="fine-tune", order="asc")]
+        assert paged[-4:] == [file.id, *others], paged
+        for other in others:
+            assert self.client.files.delete(other).deleted
+        expect(openai.NotFoundError, lambda: self.client.files.retrieve(others[0]))
+        self.file_id = file.id
+
+    def uploads(self) -> None:
+        """A file in parts, given out of order, and an upload that is cancelled."""
+        content = self.held_back.read_bytes()
+        halves = [content[: len(content) // 2], content[len(content) // 2 :]]
+        upload = self.client.uploads.create(
+            bytes=len(content), filename="held_back.jsonl", mime_type="text/jsonl", purpose="fine-tune"
+        )
+        later = self.client.uploads.parts.create(upload.id, data=halves[1])
+        first = self.client.uploads.parts.create(upload.id, data=halves[0])
+        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        done = self.client.uploads.complete(upload.id, part_ids=[first.id, later.id], md5=md5)
+        assert done.status == "completed"
+        assert done.file is not None
+        assert self.client.files.content(done.file.id).read() == content
+        whole = self.client.uploads.upload_file_chunked(
+            file=self.held_back, mime_type="text/jsonl", purpose="fine-tune"
+        )
+        assert whole.file is not None
+        assert whole.file.bytes == len(content)
+        given_up = self.client.uploads.create(bytes=5, filename="x.jsonl", mime_type="text/jsonl", purpose="fine-tune")
+        assert self.client.uploads.cancel(given_up.id).status == "cancelled"
+        self.held_back_id = done.file.id
+
+    def models(self) -> None:
+        """The base model is listed and can be retrieved; one that is not there says so."""
+        assert "tiny" in [model.id for model in self.client.models.list()]
+        assert self.client.models.retrieve("tiny").object == "model"
+        error = expect(openai.NotFoundError, lambda: self.client.models.retrieve("ft:no/such::model"))
+        assert error.code == "model_not_found", error
+
+    def refusals(self) -> None:
+        """Mistakes are told apart by class, code and parameter, and have a request id."""
+        error = expect(
+            openai.BadRequestError, lambda: self.client.fine_tuning.jobs.create(model="tiny", training_file="file-none")
+        )
+        assert error.param == "training_file", error
+        assert error.request_id
+        error = expect(openai.BadRequestError, lambda: self._create(method={"type": "dpo"}))
+        assert error.code == "unsupported_value", error
+        stranger = self.client.with_options(api_key="sk-lomo-of-nobody")
+        expect(openai.AuthenticationError, stranger.models.list)
+        error = expect(openai.BadRequestError, lambda: self._create(extra_body={"lomo": {"optimiser": "lomo"}}))
+        assert "optimiser" in error.message, error
+
+    def train_job(self) -> None:
+        """A job to its end: metadata, numbers in place of "auto", events, checkpoints, figures."""
+        job = self._create(
+            validation_file=self.held_back_id,
+            suffix="journey",
+            seed=7,
+            metadata={"journey": self.name},
+            method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": "auto"}}},
+            extra_body={"lomo": {"learning_rate": 0.1, "precision": "fp32", "checkpoint_every_steps": 10}},
+        )
+        assert job.hyperparameters.n_epochs == 2
+        found = [each.id for each in self.client.fine_tuning.jobs.list(metadata={"journey": self.name})]
+        assert found == [job.id], found
+        self.job = job = self._wait(job.id, ENDED)
+        assert job.status == "succeeded", job.error
+        assert job.trained_tokens
+        assert isinstance(job.hyperparameters.batch_size, int)
+        events = list(self.client.fine_tuning.jobs.list_events(job.id, limit=7))  # several pages
+        assert [event.model_extra["seq"] for event in events] == list(range(len(events), 0, -1))
+        checkpoints = list(self.client.fine_tuning.jobs.checkpoints.list(job.id))
+        assert checkpoints[0].fine_tuned_model_checkpoint.startswith("ft:tiny::journey:")
+        figures = self.client.files.content(job.result_files[0]).text.splitlines()
+        assert figures[0].startswith("step,train_loss"), figures[0]
+        assert len(figures) > 1
+        assert self.client.models.retrieve(job.fine_tuned_model).id == job.fine_tuned_model
+
+    def cancel_job(self) -> None:
+        """A job that is cancelled, and the answer to a second cancel."""
+        job = self._create(method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50}}})
+        self.client.fine_tuning.jobs.cancel(job.id)
+        assert self._wait(job.id, ENDED).status == "cancelled"
+        expect(openai.BadRequestError, lambda: self.client.fine_tuning.jobs.cancel(job.id))
+
+    def retried_creation(self) -> None:
+        """A request with an idempotency key makes one job, however often it is sent."""
+        given = {"extra_headers": {"Idempotency-Key": self.name}, "seed": 5}
+        first, second = self._create(**given), self._create(**given)
+        assert first.id == second.id
+        self.client.fine_tuning.jobs.cancel(first.id)
+
+    def _create(self, **given: Any) -> Any:
+        return self.client.fine_tuning.jobs.create(model="tiny", training_file=self.file_id, **given)
+
+    def _wait(self, job_id: str, statuses: set[str]) -> Any:
+        deadline = time.monotonic() + JOB_TIMEOUT_S
+        while time.monotonic() < deadline:
+            # Only strict where the wire is OpenAI's own: a pause has a status that its enumeration lacks.
+            job = openai.OpenAI(max_retries=0).fine_tuning.jobs.retrieve(job_id)
+            if job.status in statuses:
+                return job
+            time.sleep(POLL_S)
+        raise AssertionError(f"{job_id} is {job.status} after {JOB_TIMEOUT_S:.0f} s, not one of {sorted(statuses)}")
+
+
+def expect(kind: type[openai.APIError], call: Any) -> Any:
+    """The error that a call must raise."""
+    try:
+        answer = call()
+    except kind as error:
+        return error
+    raise AssertionError(f"{kind.__name__} was expected, not {answer!r}")
+
+
+LEGS = ("files", "uploads", "models", "refusals", "train_job", "cancel_job", "retried_creation")
+
+
+if __name__ == "__main__":
+    journey = Journey(Path(sys.argv[1]))
+    for leg in LEGS:
+        getattr(journey, leg)()
+        print(leg, flush=True)
+    print(json.dumps({"version": openai.__version__, "job": journey.job.id}))
