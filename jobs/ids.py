@@ -37,6 +37,16 @@ def new_checkpoint_id() -> str:
     return f"ftckpt_{secrets.token_hex(_RANDOM_BYTES)}"
 
 
+def new_webhook_endpoint_id() -> str:
+    """`whe_` and 24 hexadecimal digits."""
+    return f"whe_{secrets.token_hex(_RANDOM_BYTES)}"
+
+
+def new_webhook_event_id() -> str:
+    """`evt_` and 24 hexadecimal digits."""
+    return f"evt_{secrets.token_hex(_RANDOM_BYTES)}"
+
+
 def event_id(job_id: str, seq: int) -> str:
     """The API's id of one event of a job."""
     return f"ftevent-{job_id.removeprefix('ftjob-')}-{seq}"

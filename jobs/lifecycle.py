@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
+from jobs import webhooks
 from jobs.db import Database
 from jobs.errors import InvalidStateError, NotFoundError
 from jobs.ids import tuned_model_id
@@ -369,6 +370,7 @@ def _change(
             .values(ended_at=func.now(), outcome=outcome, detail=events[-1].message)
         )
     append_events(session, job.id, job.attempt, events)
+    webhooks.announce(session, job, status)
     session.refresh(job)
 
 

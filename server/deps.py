@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -17,11 +17,11 @@ from jobs import uploads
 from jobs.db import UNREACHABLE
 from jobs.idempotency import RequestIdentity, check_key, hash_body
 from jobs.keys import Principal
+from server import schemas
 from server.auth import check_origin, find_credential
 from server.errors import unauthenticated
 from server.json_body import parse_json
 from server.part_form import read_part
-from server.schemas import CompleteUpload, CreateJob, CreateUpload, PlanRequest
 from server.services import Services
 from server.sse import Watcher
 
@@ -84,7 +84,7 @@ def get_watcher(request: Request, services: Services, caller: Principal) -> Watc
 class Creation:
     """A request for a job, and what tells it from another."""
 
-    body: CreateJob
+    body: schemas.CreateJob
     identity: RequestIdentity
 
 
@@ -106,17 +106,7 @@ async def read_creation(request: Request, caller: Caller) -> Creation:
         idempotency_key=None if key is None else check_key(key),
         num_retries=int(tries[0]) if tries else None,
     )
-    return Creation(_validate(CreateJob, body), identity)
-
-
-async def read_plan_body(request: Request, _caller: Caller) -> PlanRequest:
-    """The body of a plan; see `read_creation`.
-
-    Raises:
-        InvalidRequestError: the body is not acceptable JSON.
-        RequestValidationError: it does not fit the schema.
-    """
-    return _validate(PlanRequest, parse_json(await request.body()))
+    return Creation(_validate(schemas.CreateJob, body), identity)
 
 
 def _validate(schema: type[Body], body: dict[str, Any]) -> Body:
@@ -127,30 +117,20 @@ def _validate(schema: type[Body], body: dict[str, Any]) -> Body:
         raise RequestValidationError(details) from error
 
 
+def json_body(schema: type[Body], *, may_be_empty: bool = False) -> Callable[..., Awaitable[Body]]:
+    """A dependency that reads a body of this schema once the caller is known; see `read_creation`."""
+
+    async def read(request: Request, _caller: Caller) -> Body:
+        content = await request.body()
+        return _validate(schema, {} if may_be_empty and not content else parse_json(content))
+
+    return read
+
+
 async def read_upload_form(request: Request, _caller: Caller) -> AsyncIterator[FormData]:
     """The multipart form of an upload; its file lies in a temporary one until the request has ended."""
     async with request.form(max_files=1, max_fields=8) as form:
         yield form
-
-
-async def read_upload_body(request: Request, _caller: Caller) -> CreateUpload:
-    """The body of the creation of an upload in parts; see `read_create_body`.
-
-    Raises:
-        InvalidRequestError: the body is not acceptable JSON.
-        RequestValidationError: it does not fit the schema.
-    """
-    return _validate(CreateUpload, parse_json(await request.body()))
-
-
-async def read_complete_body(request: Request, _caller: Caller) -> CompleteUpload:
-    """The body of an upload's completion; see `read_create_body`.
-
-    Raises:
-        InvalidRequestError: the body is not acceptable JSON.
-        RequestValidationError: it does not fit the schema.
-    """
-    return _validate(CompleteUpload, parse_json(await request.body()))
 
 
 async def receive_part(
@@ -172,8 +152,12 @@ async def receive_part(
 
 
 CreationDep = Annotated[Creation, Depends(read_creation)]
-PlanBody = Annotated[PlanRequest, Depends(read_plan_body)]
+PlanBody = Annotated[schemas.PlanRequest, Depends(json_body(schemas.PlanRequest))]
 UploadForm = Annotated[FormData, Depends(read_upload_form)]
-UploadBody = Annotated[CreateUpload, Depends(read_upload_body)]
-CompleteBody = Annotated[CompleteUpload, Depends(read_complete_body)]
+UploadBody = Annotated[schemas.CreateUpload, Depends(json_body(schemas.CreateUpload))]
+CompleteBody = Annotated[schemas.CompleteUpload, Depends(json_body(schemas.CompleteUpload))]
 ReceivedPart = Annotated[uploads.IncomingPart, Depends(receive_part)]
+CreateWebhookBody = Annotated[schemas.CreateWebhookEndpoint, Depends(json_body(schemas.CreateWebhookEndpoint))]
+ChangeWebhookBody = Annotated[schemas.ChangeWebhookEndpoint, Depends(json_body(schemas.ChangeWebhookEndpoint))]
+RotateBody = Annotated[schemas.RotateSecret, Depends(json_body(schemas.RotateSecret, may_be_empty=True))]
+TestWebhookBody = Annotated[schemas.SendTest, Depends(json_body(schemas.SendTest))]

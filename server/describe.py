@@ -14,7 +14,18 @@ from typing import Any
 from jobs import reads
 from jobs.db import Database
 from jobs.ids import event_id, tuned_model_id
-from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Job, TunedModel, Upload, UploadPart
+from jobs.models import (
+    Attempt,
+    Checkpoint,
+    Evaluation,
+    Event,
+    File,
+    Job,
+    TunedModel,
+    Upload,
+    UploadPart,
+    WebhookEndpoint,
+)
 from jobs.planning import gib
 from jobs.reads import HostState, JobDetails
 from jobs.settings import JobsSettings
@@ -37,6 +48,28 @@ def describe_jobs(
         with_hosts=any(job.status == JobStatus.QUEUED for job in jobs),
     )
     return [_job(job, details[job.id], settings) for job in jobs]
+
+
+def describe_webhook(endpoint: WebhookEndpoint) -> schemas.WebhookEndpoint:
+    """A webhook endpoint, without its secret."""
+    return schemas.WebhookEndpoint(**_webhook(endpoint))
+
+
+def describe_webhook_with_secret(endpoint: WebhookEndpoint) -> schemas.WebhookEndpointWithSecret:
+    """A webhook endpoint whose secret is new."""
+    return schemas.WebhookEndpointWithSecret(**_webhook(endpoint), signing_secret=endpoint.secret)
+
+
+def _webhook(endpoint: WebhookEndpoint) -> dict[str, Any]:
+    return {
+        "id": endpoint.id,
+        "created_at": _unix(endpoint.created_at),
+        "updated_at": _unix(endpoint.updated_at),
+        "name": endpoint.name,
+        "url": endpoint.url,
+        "event_types": endpoint.event_types,
+        "signing_secret_hint": f"whsec_...{endpoint.secret[-4:]}",
+    }
 
 
 def describe_event(event: Event) -> schemas.JobEvent:

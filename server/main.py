@@ -23,10 +23,11 @@ from server.deps import authenticated
 from server.hub import Hub
 from server.middleware import BodyLimit, Gate, RequestContext
 from server.prometheus import Metrics
-from server.routes import files, health, hosts, jobs, models, pages, plan, runs, uploads
+from server.routes import files, health, hosts, jobs, models, pages, plan, runs, uploads, webhooks
 from server.routes import metrics as metrics_route
 from server.services import Services
 from server.settings import ServerSettings
+from server.webhook_delivery import WebhookDelivery
 
 # Everything that answers without a key: probes, the login, and pages and assets that hold code but no data.
 PUBLIC = frozenset(
@@ -46,6 +47,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         hub=Hub(db, settings),
         shapes=ShapeCache(settings.data_dir / SHAPES_NAME),
         metrics=metrics,
+        webhooks=WebhookDelivery(db, settings),
         schema_revision=head_revision(),
     )
     app = FastAPI(
@@ -61,7 +63,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    for module in (files, uploads, jobs, runs, models, hosts, plan, health, metrics_route, pages):
+    for module in (files, uploads, jobs, runs, models, hosts, plan, webhooks, health, metrics_route, pages):
         # Flat, not nested, so that what guards a route can be seen on it.
         app.router.routes.extend(module.router.routes)
     app.mount("/assets", StaticFiles(directory=pages.DASHBOARD_DIR, check_dir=False))
@@ -75,7 +77,9 @@ def create_app(settings: ServerSettings) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     services.hub.start()
+    services.webhooks.start()
     yield
+    await services.webhooks.close()
     await services.hub.close()
     services.broker.close()
     services.db.dispose()

@@ -12,6 +12,7 @@ from server.auth import Authenticator
 from server.hub import Hub
 from server.prometheus import Metrics
 from server.settings import ServerSettings
+from server.webhook_delivery import WebhookDelivery
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,5 +26,6 @@ class Services:
     hub: Hub
     shapes: ShapeCache
     metrics: Metrics
+    webhooks: WebhookDelivery
     schema_revision: str
     """The newest revision that this code knows."""

@@ -30,6 +30,9 @@ class ServerSettings(JobsSettings):
     """Open event streams of one API key."""
     max_upload_bytes: int = Field(default=8 * 2**30, ge=1)
     """Size of a file that is uploaded in parts (8 GB are OpenAI's); while it is joined it needs twice that on disk."""
+    webhook_private_addresses: bool = False
+    """Whether webhooks may go to private addresses and by plain http: only where every tenant may reach what this
+    server can."""
     server_stop_grace_s: int = Field(default=5, ge=1)
     """How long requests may take to end when the server is told to stop; streams end at once."""
 

@@ -51,3 +51,14 @@ from server.schemas.queries import EventsQuery as EventsQuery
 from server.schemas.queries import FilesQuery as FilesQuery
 from server.schemas.queries import JobsQuery as JobsQuery
 from server.schemas.queries import MetricsQuery as MetricsQuery
+from server.schemas.queries import WebhooksQuery as WebhooksQuery
+from server.schemas.webhooks import ChangeWebhookEndpoint as ChangeWebhookEndpoint
+from server.schemas.webhooks import CreateWebhookEndpoint as CreateWebhookEndpoint
+from server.schemas.webhooks import DeletedWebhookEndpoint as DeletedWebhookEndpoint
+from server.schemas.webhooks import RotateSecret as RotateSecret
+from server.schemas.webhooks import SendTest as SendTest
+from server.schemas.webhooks import WebhookEndpoint as WebhookEndpoint
+from server.schemas.webhooks import WebhookEndpointList as WebhookEndpointList
+from server.schemas.webhooks import WebhookEndpointWithSecret as WebhookEndpointWithSecret
+from server.schemas.webhooks import WebhookEventTypeList as WebhookEventTypeList
+from server.schemas.webhooks import WebhookTestResult as WebhookTestResult

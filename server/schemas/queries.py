@@ -56,3 +56,10 @@ class FilesQuery(BaseModel):
     after: str | None = None
     order: Literal["asc", "desc"] = "desc"
     purpose: str | None = None
+
+
+class WebhooksQuery(BaseModel):
+    """The query of a list of webhook endpoints."""
+
+    limit: int = Field(default=20, ge=1, le=100)
+    after: str | None = None

@@ -136,6 +136,24 @@ class Journey:
         assert first.id == second.id
         self.client.fine_tuning.jobs.cancel(first.id)
 
+    def webhooks(self) -> None:
+        """An endpoint's life, by clients that know endpoints; and each refuses what is not ours."""
+        if hasattr(self.client.webhooks, "create"):
+            made = self.client.webhooks.create(
+                name="ops", url="https://example.com/hook", event_types=["fine_tuning.job.succeeded"]
+            )
+            assert made.id in [each.id for each in self.client.webhooks.list()]
+            assert self.client.webhooks.update(made.id, name="on call").name == "on call"
+            assert self.client.webhooks.rotate_secret(made.id).signing_secret != made.signing_secret
+            assert "fine_tuning.job.failed" in self.client.webhooks.event_types.list().data
+            assert self.client.webhooks.delete(made.id).deleted
+        forged = {"webhook-id": "evt_1", "webhook-timestamp": str(int(time.time())), "webhook-signature": "v1,AAAA"}
+        try:
+            self.client.webhooks.unwrap("{}", forged, secret="whsec_AAAA")
+        except openai.InvalidWebhookSignatureError:
+            return
+        raise AssertionError("a forged signature was taken for ours")
+
     def _create(self, **given: Any) -> Any:
         return self.client.fine_tuning.jobs.create(model="tiny", training_file=self.file_id, **given)
 
@@ -159,7 +177,7 @@ def expect(kind: type[openai.APIError], call: Any) -> Any:
     raise AssertionError(f"{kind.__name__} was expected, not {answer!r}")
 
 
-LEGS = ("files", "uploads", "models", "refusals", "train_job", "cancel_job", "retried_creation")
+LEGS = ("files", "uploads", "models", "refusals", "train_job", "cancel_job", "retried_creation", "webhooks")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -301,6 +302,13 @@ def settings(database_url: str, broker_url: str, tmp_path: Path, known_shapes: K
 @pytest.fixture
 def site(settings: ServerSettings, wait_until: WaitUntil) -> Iterator[Site]:
     """A server with a key. Costs about 0.2 s."""
+    with running_site(settings, wait_until) as site:
+        yield site
+
+
+@contextmanager
+def running_site(settings: ServerSettings, wait_until: WaitUntil) -> Iterator[Site]:
+    """The same with settings of the test's own."""
     db = Database(settings.database_url)
     running = RunningServer.start(settings)
     url = f"http://127.0.0.1:{running.port}"

@@ -1,0 +1,98 @@
+"""Signatures that the official client accepts, and addresses that no webhook goes to."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+
+import httpx
+import openai
+import pytest
+from openai import InvalidWebhookSignatureError, OpenAI
+
+from jobs.webhooks import Due, make_body
+from server.webhook_delivery import UndeliverableError, WebhookSender, check_scheme, is_public, sign
+
+SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
+OTHER = "whsec_" + base64.b64encode(b"t" * 32).decode()
+
+
+def due(*secrets: str, url: str = "https://example.com/hook") -> Due:
+    body = make_body(event_id="evt_1", event_type="fine_tuning.job.succeeded", created_at=5, job_id="ftjob-1")
+    return Due(id="evt_1", url=url, body=body, secrets=secrets)
+
+
+@pytest.mark.parametrize("secret", [SECRET, OTHER])
+def test_the_official_client_unwraps_what_was_signed_with_either_secret(secret: str) -> None:
+    message = due(SECRET, OTHER)
+    headers = sign(message, timestamp_s=int(time.time()))
+    with OpenAI(api_key="none") as client:
+        event = client.webhooks.unwrap(message.body, headers, secret=secret)
+    assert isinstance(event, openai.types.webhooks.FineTuningJobSucceededWebhookEvent)
+    assert (event.id, event.data.id, event.created_at) == ("evt_1", "ftjob-1", 5)
+
+
+def test_a_changed_body_an_old_message_and_another_secret_are_not_accepted() -> None:
+    message = due(SECRET)
+    headers = sign(message, timestamp_s=int(time.time()))
+    old = sign(message, timestamp_s=int(time.time()) - 600)
+    with OpenAI(api_key="none") as client:
+        for body, given, secret in (
+            (message.body + b" ", headers, SECRET),
+            (message.body, old, SECRET),
+            (message.body, headers, OTHER),
+        ):
+            with pytest.raises(InvalidWebhookSignatureError):
+                client.webhooks.unwrap(body, given, secret=secret)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.1", "224.0.0.1",
+        "255.255.255.255", "::1", "::", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:a9fe:a9fe",
+        "64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1",
+    ],
+)  # fmt: skip
+def test_no_message_goes_to(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34"])
+def test_messages_go_to(address: str) -> None:
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://127.0.0.1/", "https://localhost/", "https://[::1]/", "https://[::ffff:127.0.0.1]/",
+        "https://2130706433/", "https://169.254.169.254/latest/meta-data",
+    ],
+)  # fmt: skip
+def test_a_url_into_the_network_around_us_is_refused_before_a_connection(url: str) -> None:
+    sender = WebhookSender(allow_private=False)
+    with pytest.raises(UndeliverableError, match=r"not public|no address"):
+        asyncio.run(sender.send(due(SECRET, url=url)))
+
+
+def test_a_name_whose_addresses_are_not_all_public_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(*_: object, **__: object) -> list[tuple[object, ...]]:
+        return [(2, 1, 6, "", (address, 443)) for address in ("93.184.216.34", "10.0.0.1")]
+
+    async def send() -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+        await WebhookSender(allow_private=False).send(due(SECRET))
+
+    with pytest.raises(UndeliverableError, match="not public"):
+        asyncio.run(send())
+
+
+def test_only_https_and_http_where_it_is_allowed() -> None:
+    check_scheme(httpx.URL("https://example.com"), allow_private=False)
+    check_scheme(httpx.URL("http://inside"), allow_private=True)
+    with pytest.raises(UndeliverableError, match="https"):
+        check_scheme(httpx.URL("http://inside"), allow_private=False)
+    with pytest.raises(UndeliverableError, match="https"):
+        check_scheme(httpx.URL("ftp://inside"), allow_private=True)
