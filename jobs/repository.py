@@ -6,16 +6,26 @@ Every write of a running job names its lease: `WHERE id AND lease_token`. No row
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select, text, update
+import orjson
+from sqlalchemy import TextClause, select, text, update
 from sqlalchemy.orm import Session
 
 from jobs.errors import LeaseLostError
-from jobs.models import NOTIFY_CHANNEL, Event, Job
+from jobs.models import NOTIFY_CHANNEL, Job
+
+_INSERT_EVENTS = text("""
+    INSERT INTO events (job_id, seq, attempt, line, level, type, message, data, status, created_at)
+    SELECT :job_id, seq, :attempt, line, level, type, message, data, status, coalesce(created_at, now())
+    FROM json_to_recordset(:rows) AS row (
+        seq bigint, line bigint, level text, type text, message text, data jsonb, status text, created_at timestamptz
+    )
+""")
+_NUL_ESCAPE = b"\\u0000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +80,45 @@ def append_events(session: Session, job_id: str, attempt: int, events: Sequence[
     return last_seq
 
 
+def insert_rows(session: Session, statement: TextClause, rows: Sequence[Mapping[str, Any]], **constants: Any) -> None:
+    """Run a statement that reads its rows from `json_to_recordset(:rows)`.
+
+    One parameter for a whole batch: a statement for each row costs three times as much of the sender's time. A number
+    that is not finite becomes null; so does, in a string, a NUL the replacement character, since Postgres has neither.
+    """
+    document = orjson.dumps(rows)
+    if _NUL_ESCAPE in document:
+        document = orjson.dumps(_without_nul(orjson.loads(document)))
+    session.execute(statement, {"rows": document.decode(), **constants})
+
+
 def _insert_events(session: Session, job_id: str, attempt: int, first: int, events: Sequence[NewEvent]) -> None:
-    now = None if all(event.created_at for event in events) else session.scalar(select(func.now()))
-    session.execute(
-        insert(Event),
-        [
-            {
-                "job_id": job_id,
-                "seq": first + offset,
-                "attempt": attempt,
-                "line": event.line,
-                "level": event.level,
-                "type": event.type,
-                "message": event.message,
-                "data": event.data,
-                "status": event.status,
-                "created_at": event.created_at or now,
-            }
-            for offset, event in enumerate(events)
-        ],
-    )
+    rows = [
+        {
+            "seq": first + offset,
+            "line": event.line,
+            "level": event.level,
+            "type": event.type,
+            "message": event.message,
+            "data": event.data,
+            "status": event.status,
+            "created_at": event.created_at,
+        }
+        for offset, event in enumerate(events)
+    ]
+    insert_rows(session, _INSERT_EVENTS, rows, job_id=job_id, attempt=attempt)
+
+
+def _without_nul(value: Any) -> Any:
+    match value:
+        case str():
+            return value.replace("\0", "\ufffd")
+        case list():
+            return [_without_nul(item) for item in value]
+        case dict():
+            return {_without_nul(key): _without_nul(item) for key, item in value.items()}
+        case _:
+            return value
 
 
 def notify(session: Session, job_id: str) -> None:
