@@ -38,7 +38,7 @@ from sqlalchemy import text
 from bench.bench_ship import make_line
 from bench.harness import machine
 from bench.http_load import Answers, ask, follow, make_request
-from jobs import eventlog, files, host_registry, keys, lifecycle, migrate, submission
+from jobs import eventlog, files, host_registry, keys, lifecycle, migrate, series, submission
 from jobs.db import Database
 from jobs.host_registry import HostReport
 from jobs.lifecycle import Claim
@@ -370,7 +370,9 @@ def _fill(db: Database, claim: Claim, *, first: int, last: int) -> None:
             text("UPDATE attempts SET shipped_lines = :last + 1 WHERE job_id = :job_id AND number = 1"), values
         )
     with db.transaction() as session:
-        session.execute(text("ANALYZE events, metrics"))
+        session.execute(text("SET LOCAL statement_timeout = 0"))
+        series.roll_up(session, claim.lease.job_id, before=first, after=last)
+        session.execute(text("ANALYZE events, metrics, metric_spans"))
 
 
 def _store_file(service: Service) -> str:

@@ -17,6 +17,7 @@ from sqlalchemy import delete, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from jobs import series
 from jobs.db import Database
 from jobs.ids import new_checkpoint_id
 from jobs.models import Attempt, Checkpoint, Evaluation, Job
@@ -86,7 +87,7 @@ def ship(
             return 0
         assert new[0][0] == done, f"journal line {done} is missing: got {new[0][0]}"
         append_events(session, job.id, attempt, [_event(number, line) for number, line in new])
-        _write_metrics(session, job.id, attempt, new)
+        _write_metrics(session, job, attempt, new)
         _write_evaluations(session, job.id, new)
         _write_checkpoints(session, job.id, attempt, new, relative)
         _unpublish_checkpoints(session, job)
@@ -199,7 +200,7 @@ def _evaluation_message(event: engine.Evaluation) -> str:
     return f"Evaluation at step {event.step} on {event.num_rows:,} rows: {', '.join(parts)}"
 
 
-def _write_metrics(session: Session, job_id: str, attempt: int, lines: Sequence[NumberedLine]) -> None:
+def _write_metrics(session: Session, job: Job, attempt: int, lines: Sequence[NumberedLine]) -> None:
     rows = {
         line.event.step: {
             "created_at": _when(line),
@@ -210,7 +211,8 @@ def _write_metrics(session: Session, job_id: str, attempt: int, lines: Sequence[
         if isinstance(line.event, engine.Step)
     }
     if rows:
-        insert_rows(session, _REPLACE_METRICS, list(rows.values()), job_id=job_id, attempt=attempt)
+        insert_rows(session, _REPLACE_METRICS, list(rows.values()), job_id=job.id, attempt=attempt)
+        series.roll_up(session, job.id, before=min(job.step, min(rows) - 1), after=max(rows))
 
 
 def _write_evaluations(session: Session, job_id: str, lines: Sequence[NumberedLine]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Select, func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
@@ -19,6 +19,7 @@ from jobs.errors import NotFoundError
 from jobs.ids import parse_event_id
 from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Host, Job, ReaperState, TunedModel
 from jobs.planning import Room
+from jobs.series import loss_curves
 from jobs.status import JobStatus
 
 ALIVE_WITHIN_S = 60.0
@@ -218,66 +219,6 @@ def _some_evaluations(job_ids: Sequence[str]) -> Select[Evaluation]:
         .where((numbered.c.from_start == 1) | (numbered.c.from_end < 100))
         .order_by(numbered.c.job_id, numbered.c.step)
     )
-
-
-# The last point of a bucket carries the values; loss also its extremes, so that a spike survives; memory its maximum.
-_METRICS = text("""
-    WITH numbered AS (
-        SELECT *, width_bucket(step, :first, :last + 1, :buckets) AS bucket
-        FROM metrics WHERE job_id = :job_id AND step BETWEEN :first AND :last
-    )
-    SELECT DISTINCT ON (bucket)
-        step, attempt, extract(epoch FROM created_at)::double precision AS time, epoch, loss,
-        min(loss) OVER w AS loss_min, max(loss) OVER w AS loss_max,
-        mean_token_accuracy, learning_rate, max(grad_norm) OVER w AS grad_norm,
-        avg(tokens_per_s) OVER w AS tokens_per_s, step_s,
-        parameters_bytes, max(gradients_bytes) OVER w AS gradients_bytes, optimizer_bytes,
-        max(activations_bytes) OVER w AS activations_bytes, other_bytes, max(peak_bytes) OVER w AS peak_bytes
-    FROM numbered WINDOW w AS (PARTITION BY bucket) ORDER BY bucket, step DESC
-""")
-
-
-def read_metrics(
-    db: Database,
-    *,
-    organization_id: str,
-    job_id: str,
-    max_points: int,
-    first_step: int | None = None,
-    last_step: int | None = None,
-) -> dict[str, list[Any]]:
-    """A job's series as columns of at most `max_points` values, over all steps or the given window of them.
-
-    Raises:
-        NotFoundError: no such job of this organization.
-    """
-    with db.read() as session:
-        job = _owned(session, Job, job_id, organization_id, what="fine-tuning job", param="fine_tuning_job_id")
-        window = {
-            "job_id": job_id,
-            "first": first_step if first_step is not None else 0,
-            "last": last_step if last_step is not None else max(job.step, 1),
-            "buckets": max_points,
-        }
-        result = session.execute(_METRICS, window)
-        rows = result.all()
-        return {name: [row[index] for row in rows] for index, name in enumerate(result.keys())}
-
-
-def loss_curves(db: Database, *, job_ids: Sequence[str], num_points: int) -> dict[str, list[tuple[int, float]]]:
-    """A thinned loss curve per job, `(step, loss)`, for small pictures in a list."""
-    query = text("""
-        SELECT DISTINCT ON (m.job_id, bucket) m.job_id, m.step, m.loss,
-            width_bucket(m.step, 0, greatest(j.total_steps, 1) + 1, :num_points) AS bucket
-        FROM metrics m JOIN jobs j ON j.id = m.job_id
-        WHERE m.job_id = ANY(:job_ids) AND m.step <= j.step AND m.loss IS NOT NULL
-        ORDER BY m.job_id, bucket, m.step DESC
-    """)
-    curves: dict[str, list[tuple[int, float]]] = {job_id: [] for job_id in job_ids}
-    with db.read() as session:
-        for job_id, step, loss, _ in session.execute(query, {"job_ids": list(job_ids), "num_points": num_points}):
-            curves[job_id].append((step, loss))
-    return curves
 
 
 def get_file(db: Database, *, organization_id: str, file_id: str, param: str = "file_id") -> File:

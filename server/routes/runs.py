@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from jobs import reads
+from jobs import reads, series
 from jobs.errors import InvalidRequestError
 from jobs.ids import parse_event_id
 from jobs.spec import read_stored
@@ -68,10 +68,10 @@ def get_metrics(
     query: Annotated[schemas.MetricsQuery, Query()],
 ) -> schemas.JobMetrics:
     """A run's series over all steps or a window of them, thinned to `max_points`."""
-    columns = reads.read_metrics(
+    job = reads.get_job(services.db, organization_id=caller.organization_id, job_id=job_id)
+    columns = series.read_metrics(
         services.db,
-        organization_id=caller.organization_id,
-        job_id=job_id,
+        job,
         max_points=query.max_points,
         first_step=query.first_step,
         last_step=query.last_step,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs import reads
+from jobs import reads, series
 from jobs.db import Database
 from tests.conftest import wait_until_true
 from tests.support.tiny_model import chat_rows, make_tiny_model
@@ -99,9 +99,10 @@ def engine_pid(worker: CeleryWorker, job_id: str, *, attempt: int) -> int:
 
 def losses(bench: Bench, job_id: str) -> list[float]:
     """The loss of each step; of a step that was repeated, the last."""
-    series = reads.read_metrics(bench.db, organization_id=ORGANIZATION, job_id=job_id, max_points=NUM_STEPS)
-    assert series["step"] == list(range(1, NUM_STEPS + 1))
-    return series["loss"]
+    job = reads.get_job(bench.db, organization_id=ORGANIZATION, job_id=job_id)
+    columns = series.read_metrics(bench.db, job, max_points=NUM_STEPS)
+    assert columns["step"] == list(range(1, NUM_STEPS + 1))
+    return columns["loss"]
 
 
 def test_two_kills_change_no_bit_of_the_result(bench: Bench, workers: Any) -> None:

@@ -7,9 +7,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from jobs import eventlog, lifecycle, reads
+from jobs import eventlog, lifecycle, reads, series
 from jobs.db import Database
 from jobs.errors import LeaseLostError
+from jobs.models import Job
 from lomo_core import events as engine
 
 from .conftest import ORGANIZATION, POLICY, claim, submit
@@ -61,6 +62,11 @@ def relative(path: str) -> str:
     return path.removeprefix("/data/")
 
 
+def now(db: Database, job: Job) -> Job:
+    """The job's row as it is by now."""
+    return reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id)
+
+
 def test_a_batch_lands_everywhere_it_belongs(db: Database) -> None:
     job = submit(db)
     lease = claim(db).lease
@@ -79,7 +85,7 @@ def test_a_batch_lands_everywhere_it_belongs(db: Database) -> None:
     assert events[2].data is not None
     assert events[2].data["train_loss"] is None, "a loss that is not finite is null"
     assert events[5].message == "a NUL � and <b>markup</b>"
-    columns = reads.read_metrics(db, organization_id=ORGANIZATION, job_id=job.id, max_points=100)
+    columns = series.read_metrics(db, now(db, job), max_points=100)
     assert columns["step"] == [1, 2]
     assert columns["loss"] == [2.5, None]
     row = reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id)
@@ -259,7 +265,7 @@ def test_the_next_attempt_ships_what_a_killed_worker_left(db: Database) -> None:
     assert eventlog.ship(db, new, journal, attempt=1, relative=relative) == 3
     # The resumed attempt repeats steps 4 and 5: both stay as events, the metrics keep the newer ones.
     eventlog.ship(db, new, lines(step(4, loss=9.0), step(5, loss=9.0)), attempt=2, relative=relative)
-    columns = reads.read_metrics(db, organization_id=ORGANIZATION, job_id=job.id, max_points=100)
+    columns = series.read_metrics(db, now(db, job), max_points=100)
     assert columns["step"] == [1, 2, 3, 4, 5]
     assert columns["loss"] == [1, 1, 1, 9, 9]
     assert columns["attempt"] == [1, 1, 1, 2, 2]
@@ -272,15 +278,13 @@ def test_a_chart_has_as_many_points_as_asked_and_keeps_the_spike(db: Database) -
     lease = claim(db).lease
     batch = lines(*(step(n, loss=50.0 if n == 777 else 1.0) for n in range(1, 1001)))
     eventlog.ship(db, lease, batch, attempt=1, relative=relative)
-    columns = reads.read_metrics(db, organization_id=ORGANIZATION, job_id=job.id, max_points=50)
+    columns = series.read_metrics(db, now(db, job), max_points=50)
     assert len(columns["step"]) <= 50
     assert columns["step"][-1] == 1000
     assert max(columns["loss_max"]) == 50.0
-    window = reads.read_metrics(
-        db, organization_id=ORGANIZATION, job_id=job.id, max_points=50, first_step=770, last_step=780
-    )
+    window = series.read_metrics(db, now(db, job), max_points=50, first_step=770, last_step=780)
     assert window["step"] == list(range(770, 781))
-    [curve] = reads.loss_curves(db, job_ids=[job.id], num_points=20).values()
+    [curve] = series.loss_curves(db, job_ids=[job.id], num_points=20).values()
     assert 15 <= len(curve) <= 20
 
 
