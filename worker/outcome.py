@@ -20,6 +20,8 @@ class Asked(Enum):
     """The worker is shutting down."""
     CANCEL = "cancel"
     """The job's user wants it to end."""
+    PAUSE = "pause"
+    """The job's user wants it to stop for now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,11 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """Stopped as its user asked, to go on later."""
+
+
+@dataclass(frozen=True, slots=True)
 class Released:
     """Stopped because the worker stops: another attempt goes on, and it counts as no failure."""
 
@@ -56,7 +63,7 @@ class Died:
     reason: str
 
 
-Verdict = Succeeded | GaveUp | Cancelled | Released | Died
+Verdict = Succeeded | GaveUp | Cancelled | Paused | Released | Died
 
 RELEASED_REASON = "The worker is shutting down"
 
@@ -90,6 +97,8 @@ def judge(exit_code: int, *, asked: Asked, finished: Finished | None, failed: Fa
     is_own_error = error is not None and error not in (EngineError, InterruptedRunError)
     if asked is Asked.STOP and not is_own_error:
         return Released(RELEASED_REASON)
+    if asked is Asked.PAUSE and not is_own_error:
+        return Paused()
     if exit_code < 0:
         return Died(f"The engine was killed by {describe_signal(-exit_code)}")
     if error is InterruptedRunError:

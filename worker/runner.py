@@ -43,6 +43,7 @@ from worker.outcome import (
     Cancelled,
     Died,
     GaveUp,
+    Paused,
     Released,
     Succeeded,
     Verdict,
@@ -226,6 +227,8 @@ class JobRunner:
             return Path(answer)
         if asked is Asked.CANCEL:
             raise _GaveUpError(Cancelled())
+        if asked is Asked.PAUSE:
+            raise _GaveUpError(Paused())
         if asked is Asked.STOP:
             raise _GaveUpError(Released(RELEASED_REASON))
         if exit_code < 0:
@@ -308,7 +311,9 @@ class JobRunner:
     def _asked(self) -> Asked:
         if self._heartbeat.cancel_requested.is_set():
             return Asked.CANCEL
-        return Asked.STOP if self._host.stopping.is_set() else Asked.NOTHING
+        if self._host.stopping.is_set():
+            return Asked.STOP
+        return Asked.PAUSE if self._heartbeat.pause_requested.is_set() else Asked.NOTHING
 
     def _check_threads(self, shipping: Future[None] | None) -> None:
         """Pass on what ended another thread: a lost lease, or a defect."""
@@ -388,6 +393,8 @@ class JobRunner:
                 lifecycle.fail(self._db, lease, verdict.failure)
             case Cancelled():
                 lifecycle.cancelled(self._db, lease)
+            case Paused():
+                lifecycle.paused(self._db, lease)
             case Released():
                 lifecycle.release(self._db, lease, reason=verdict.reason)
             case Died():
