@@ -280,7 +280,7 @@ class Event(Base):
 
 
 class LogLine(Base):
-    """A line of what a job's engines wrote to their standard output and error; the newest are kept (`jobs/runlog.py`)."""
+    """A line that an engine of a job wrote to its standard output or error; the newest are kept (`jobs/runlog.py`)."""
 
     __tablename__ = "log_lines"
 

@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs import reads
+from jobs.checkpoint_names import checkpoint_name
 from jobs.db import Database
-from jobs.ids import event_id, tuned_model_id
+from jobs.ids import event_id
 from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Job, TunedModel, Upload, UploadPart
 from jobs.planning import gib
 from jobs.reads import HostState, JobDetails
@@ -58,11 +59,10 @@ def describe_event(event: Event) -> schemas.JobEvent:
 
 def describe_checkpoint(checkpoint: Checkpoint, spec: JobSpec | ForeignSpec) -> schemas.JobCheckpoint:
     """A checkpoint, named after the model that its job makes."""
-    name = tuned_model_id(base_model=spec.model or "unknown", suffix=spec.suffix, job_id=checkpoint.job_id)
     return schemas.JobCheckpoint(
         id=checkpoint.id,
         created_at=_unix(checkpoint.created_at),
-        fine_tuned_model_checkpoint=f"{name}:ckpt-step-{checkpoint.step}",
+        fine_tuned_model_checkpoint=checkpoint_name(spec, job_id=checkpoint.job_id, step=checkpoint.step),
         fine_tuning_job_id=checkpoint.job_id,
         metrics=schemas.CheckpointMetrics(
             step=checkpoint.step, train_loss=checkpoint.train_loss, valid_loss=checkpoint.valid_loss
@@ -237,6 +237,7 @@ def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings:
         "host": _host(owner) if owner else None,
         "started_at": _unix(job.started_at) if job.started_at else None,
         "cancel_requested": job.cancel_requested_at is not None,
+        "pause_requested": job.pause_requested_at is not None,
         "waiting_for": waiting_for(job, details.hosts),
         "step": job.step,
         "total_steps": job.total_steps,

@@ -67,6 +67,8 @@ Verdict = Succeeded | GaveUp | Cancelled | Paused | Released | Died
 
 RELEASED_REASON = "The worker is shutting down"
 
+_STOPPED: dict[Asked, Verdict] = {Asked.STOP: Released(RELEASED_REASON), Asked.PAUSE: Paused()}
+
 # For an engine that ended without a word in its journal. Want of memory or disk may be the reason.
 _TEXTS = {
     "engine_error": "The engine met an unexpected error",
@@ -95,10 +97,8 @@ def judge(exit_code: int, *, asked: Asked, finished: Finished | None, failed: Fa
         return Cancelled()
     error = EXIT_CODES.get(exit_code)
     is_own_error = error is not None and error not in (EngineError, InterruptedRunError)
-    if asked is Asked.STOP and not is_own_error:
-        return Released(RELEASED_REASON)
-    if asked is Asked.PAUSE and not is_own_error:
-        return Paused()
+    if asked in _STOPPED and not is_own_error:
+        return _STOPPED[asked]
     if exit_code < 0:
         return Died(f"The engine was killed by {describe_signal(-exit_code)}")
     if error is InterruptedRunError:

@@ -24,6 +24,7 @@ from server.schemas.job_creation import Supervised as Supervised
 from server.schemas.jobs import Attempt as Attempt
 from server.schemas.jobs import CheckpointList as CheckpointList
 from server.schemas.jobs import CheckpointMetrics as CheckpointMetrics
+from server.schemas.jobs import DeletedJob as DeletedJob
 from server.schemas.jobs import Evaluation as Evaluation
 from server.schemas.jobs import EventList as EventList
 from server.schemas.jobs import FineTuningJob as FineTuningJob

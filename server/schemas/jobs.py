@@ -68,6 +68,8 @@ class RunState(BaseModel):
     host: str | None
     started_at: int | None
     cancel_requested: bool
+    pause_requested: bool
+    """Its worker has been asked to pause it, and has not done so yet."""
     waiting_for: str | None
     """Why a queued job waits, as of this answer: `memory: ...`, `slot: ...` or `worker: ...`."""
     step: int
@@ -136,6 +138,16 @@ class FineTuningJob(BaseModel):
     method: UsedMethod
     metadata: dict[str, str]
     lomo: JobLomo | ForeignLomo
+
+
+class DeletedJob(BaseModel):
+    """What is left of a job, in OpenAI's form for deleted objects."""
+
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    id: str
+    deleted: Literal[True] = True
+    bytes_freed: int
+    """On the disk."""
 
 
 class JobEvent(BaseModel):

@@ -134,7 +134,6 @@ class Bench:
         """Ask for the job's end, as the API does."""
         lifecycle.request_cancel(self.db, organization_id=ORGANIZATION, job_id=job_id)
 
-
     def pause(self, job_id: str) -> None:
         """Ask for the job's pause, as the API does."""
         lifecycle.request_pause(self.db, organization_id=ORGANIZATION, job_id=job_id)

@@ -1,8 +1,8 @@
 """The lease as a state machine: random interleavings of workers, users, time and the reaper keep the promises.
 
 Promises: an accepted job exists for ever and ends; a terminal status never changes; only the newest claim writes; event
-numbers have no gap; a cancelled job never runs again; a pause happens or is taken back; no host runs more than fits its memory. Time is simulated by
-moving the rows' times back.
+numbers have no gap; a cancelled job never runs again; a pause happens or is taken back; no host runs more than fits its
+memory. Time is simulated by moving the rows' times back.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A running job is paused, gives its slot to another one, and goes on: with a scripted engine, and with the real one."""
+"""A running job is paused, gives its slot to another one, and goes on: with a scripted engine and with the real one."""
 
 from __future__ import annotations
 
