@@ -33,9 +33,10 @@ from jobs.step_metrics import ResultFile, write_step_metrics
 from lomo_core.config import CalibrationConfig
 from lomo_core.errors import ConfigError, DiskFullError
 from lomo_core.events import JOURNAL_NAME
-from worker.engine_process import EngineProcess, engine_environment, hub_environment
+from worker.engine_process import ENGINE_LOG_NAME, EngineProcess, engine_environment, hub_environment
 from worker.heartbeat import Heartbeat
 from worker.journal_shipper import JournalShipper, find_finished, ship_leftovers
+from worker.log_shipper import ship_log
 from worker.outage import STOP_PATIENCE_S, StillAwayError, persist
 from worker.outcome import (
     RELEASED_REASON,
@@ -158,6 +159,7 @@ class JobRunner:
                 continue
             path = attempt_folder(self._data_dir / "runs", job_id=lease.job_id, attempt=earlier.number) / JOURNAL_NAME
             self._persist(self._leftover_shipper(path, attempt=earlier.number, first=earlier.shipped_lines), "shipping")
+            self._ship_log(attempt=earlier.number)
             finished = find_finished(path)
             if finished is not None and Path(finished.model_path).is_dir():
                 result = Succeeded(finished)
@@ -167,6 +169,12 @@ class JobRunner:
         return lambda: ship_leftovers(
             self._db, self._claim, path, attempt=attempt, first=first, relative=self._relative
         )
+
+    def _ship_log(self, *, attempt: int) -> None:
+        """Ship what is left of the output of an attempt's processes."""
+        job_id = self._claim.lease.job_id
+        path = attempt_folder(self._data_dir / "runs", job_id=job_id, attempt=attempt) / ENGINE_LOG_NAME
+        self._persist(lambda: ship_log(self._db, self._claim, path, attempt=attempt), "shipping the log")
 
     def _prepare(self) -> None:
         """Write the engine's specification into the attempt's folder."""
@@ -353,6 +361,8 @@ class JobRunner:
 
     def _conclude(self, verdict: Verdict) -> None:
         """Write the verdict down; the one place where a claim ends."""
+        # Of a download that failed; what an engine has said is there.
+        self._ship_log(attempt=self._claim.lease.attempt)
         result_file = self._write_result_file() if isinstance(verdict, Succeeded) else None
         self._persist(lambda: self._write(verdict, result_file), "ending the job")
         log.info("attempt_ended", verdict=type(verdict).__name__.lower())
