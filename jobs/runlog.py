@@ -18,6 +18,7 @@ from jobs.db import Database
 from jobs.models import Attempt, Job, LogLine
 from jobs.reads import Page, get_job
 from jobs.repository import Lease, lock_leased, notify
+from jobs.status import TERMINAL
 
 MAX_LINES = 20_000
 """Of a job. At 100 characters a line 2 MB; the whole is in the attempts' `engine.log`."""
@@ -88,6 +89,14 @@ def lines_since(db: Database, *, job_id: str, seq: int, limit: int) -> Sequence[
         return session.scalars(
             select(LogLine).where(LogLine.job_id == job_id, LogLine.seq > seq).order_by(LogLine.seq).limit(limit)
         ).all()
+
+
+def follow(db: Database, *, job_id: str, seq: int, limit: int) -> tuple[Sequence[LogLine], bool]:
+    """Lines after number `seq`, oldest first, and whether the job had ended before they were read: then no others
+    come."""
+    with db.read() as session:
+        status = session.scalar(select(Job.status).where(Job.id == job_id))
+    return lines_since(db, job_id=job_id, seq=seq, limit=limit), status is None or status in TERMINAL
 
 
 def list_lines(

@@ -14,8 +14,8 @@ from typing import Any
 from jobs import reads
 from jobs.checkpoint_names import checkpoint_name
 from jobs.db import Database
-from jobs.ids import event_id
-from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Job, TunedModel, Upload, UploadPart
+from jobs.ids import event_id, log_line_id
+from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Job, LogLine, TunedModel, Upload, UploadPart
 from jobs.planning import gib
 from jobs.reads import HostState, JobDetails
 from jobs.settings import JobsSettings
@@ -54,6 +54,31 @@ def describe_event(event: Event) -> schemas.JobEvent:
         data=data,
         seq=event.seq,
         attempt=event.attempt,
+    )
+
+
+def describe_point(event: Event) -> schemas.MetricPoint | schemas.EvaluationPoint | None:
+    """The figures that an event brings; None where it brings none."""
+    data = event.data or {}
+    common = {"step": data.get("step"), "attempt": event.attempt, "time": event.created_at.timestamp()}
+    if event.type != "metrics":
+        return None
+    if "num_rows" in data:
+        names = schemas.EvaluationPoint.model_fields
+        return schemas.EvaluationPoint(**{**{name: data.get(name) for name in names if name != "object"}, **common})
+    flat = {**data, **(data.get("memory") or {})}
+    names = schemas.MetricPoint.model_fields
+    return schemas.MetricPoint(**{**{name: flat.get(name) for name in names if name != "object"}, **common})
+
+
+def describe_log_line(line: LogLine) -> schemas.JobLogLine:
+    """A line of a log."""
+    return schemas.JobLogLine(
+        id=log_line_id(line.job_id, line.seq),
+        created_at=_unix(line.created_at),
+        text=line.text,
+        seq=line.seq,
+        attempt=line.attempt,
     )
 
 
