@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs import reads
+from jobs import queue_order, reads
 from jobs.checkpoint_names import checkpoint_name
 from jobs.db import Database
 from jobs.ids import event_id, log_line_id
@@ -31,12 +31,15 @@ def describe_jobs(
     db: Database, settings: JobsSettings, jobs: Sequence[Job], *, with_curve: bool = False
 ) -> list[schemas.FineTuningJob]:
     """Jobs as the API shows them, in the given order."""
+    queued = [job.id for job in jobs if job.status == JobStatus.QUEUED]
     details = reads.read_details(
         db,
         job_ids=[job.id for job in jobs],
         num_curve_points=NUM_CURVE_POINTS if with_curve else 0,
-        with_hosts=any(job.status == JobStatus.QUEUED for job in jobs),
+        with_hosts=bool(queued),
     )
+    for job_id, position in queue_order.read_positions(db, job_ids=queued).items():
+        details[job_id].queue_position = position
     return [_job(job, details[job.id], settings) for job in jobs]
 
 
@@ -179,6 +182,21 @@ def describe_host(state: HostState, *, organization_id: str) -> schemas.Host:
     )
 
 
+def describe_queued(
+    job: Job, *, position: int, start_s: float | None, hosts: Sequence[HostState], now: datetime
+) -> schemas.QueuedJob:
+    """A queued job at its place, which starts `start_s` seconds from now if all goes on as it does."""
+    return schemas.QueuedJob(
+        job_id=job.id,
+        position=position,
+        jobs_ahead=position - 1,
+        priority=job.priority,
+        created_at=_unix(job.created_at),
+        predicted_start=None if start_s is None else _unix(now) + round(start_s),
+        waiting_for=waiting_for(job, hosts),
+    )
+
+
 def waiting_for(job: Job, hosts: Sequence[HostState]) -> str | None:
     """Why a queued job waits; None where one of the hosts has room for it now, or the job is not queued."""
     if job.status != JobStatus.QUEUED:
@@ -263,6 +281,7 @@ def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings:
         "started_at": _unix(job.started_at) if job.started_at else None,
         "cancel_requested": job.cancel_requested_at is not None,
         "pause_requested": job.pause_requested_at is not None,
+        "queue_position": details.queue_position,
         "waiting_for": waiting_for(job, details.hosts),
         "step": job.step,
         "total_steps": job.total_steps,

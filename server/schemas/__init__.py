@@ -57,3 +57,6 @@ from server.schemas.queries import FilesQuery as FilesQuery
 from server.schemas.queries import JobsQuery as JobsQuery
 from server.schemas.queries import LogsQuery as LogsQuery
 from server.schemas.queries import MetricsQuery as MetricsQuery
+from server.schemas.queries import QueueQuery as QueueQuery
+from server.schemas.queue import Queue as Queue
+from server.schemas.queue import QueuedJob as QueuedJob

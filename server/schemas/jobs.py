@@ -70,6 +70,8 @@ class RunState(BaseModel):
     cancel_requested: bool
     pause_requested: bool
     """Its worker has been asked to pause it, and has not done so yet."""
+    queue_position: int | None
+    """Of a queued job, among those of all organizations: 1 is the next to be claimed."""
     waiting_for: str | None
     """Why a queued job waits, as of this answer: `memory: ...`, `slot: ...` or `worker: ...`."""
     step: int

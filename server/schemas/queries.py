@@ -60,6 +60,12 @@ class MetricsQuery(_FeedQuery):
     last_step: int | None = Field(default=None, ge=0, le=_MAX_STEP)
 
 
+class QueueQuery(BaseModel):
+    """The query of the queue."""
+
+    limit: int = Field(default=100, ge=1, le=_MAX_PAGE)
+
+
 class FilesQuery(BaseModel):
     """The query of a list of files."""
 
