@@ -303,18 +303,23 @@ class JobRunner:
         try:
             while (exit_code := child.poll()) is None:
                 self._check_threads(shipping)
-                if asked is Asked.NOTHING and (asked := self._asked()) is not Asked.NOTHING:
-                    log.info("engine_told_to_stop", reason=asked.value)
-                    child.terminate()
-                    deadline = time.monotonic() + self._settings.stop_grace_s
+                latest = self._asked() if asked in (Asked.NOTHING, Asked.PAUSE) else asked
+                if latest is not asked:
+                    log.info("engine_told_to_stop", reason=latest.value)
+                    if asked is Asked.NOTHING:  # told twice, an engine leaves its checkpoint unwritten
+                        child.terminate()
+                    asked, deadline = latest, time.monotonic() + self._grace_s(latest)
                 if deadline is not None and time.monotonic() > deadline:
-                    log.warning("engine_killed", after_s=self._settings.stop_grace_s)
+                    log.warning("engine_killed", after_s=self._grace_s(asked))
                     child.kill()
                 self._wake.wait(_POLL_S)
                 self._wake.clear()
         finally:
             child.kill()
         return exit_code, asked
+
+    def _grace_s(self, asked: Asked) -> float:
+        return self._settings.pause_grace_s if asked is Asked.PAUSE else self._settings.stop_grace_s
 
     def _asked(self) -> Asked:
         if self._heartbeat.cancel_requested.is_set():

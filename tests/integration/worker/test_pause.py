@@ -57,14 +57,48 @@ def test_a_run_that_ends_before_it_can_pause_has_succeeded(bench: Bench, wait_un
     assert bench.job(job_id).status == "succeeded"
 
 
-def test_a_cancel_while_it_pauses_cancels(bench: Bench, wait_until: Any, in_background: Any) -> None:
+def asks_to_pause(bench: Bench, job_id: str, caplog: pytest.LogCaptureFixture) -> bool:
+    """Ask for a pause, until the worker has told the engine."""
+    if bench.job(job_id).pause_requested_at is None:
+        bench.pause(job_id)
+    return "engine_told_to_stop" in caplog.text
+
+
+def test_a_cancel_while_it_pauses_cancels_without_the_patience_of_a_pause(
+    bench: Bench, wait_until: Any, in_background: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     job_id = bench.submit([["ignore_sigterm"], *HANG])
-    thread = in_background(bench.node(stop_grace_s=1.0).work)
+    thread = in_background(bench.node(stop_grace_s=0.3, pause_grace_s=3600.0).work)
     wait_until(lambda: bench.has_touched(job_id, "hanging"), 30, "the engine")
-    bench.pause(job_id)
+    wait_until(lambda: asks_to_pause(bench, job_id, caplog), 30, "the worker")
     bench.cancel(job_id)
     thread.join(30)
     assert bench.job(job_id).status == "cancelled"
+
+
+def test_a_worker_that_stops_while_its_job_pauses_leaves_it_paused(
+    bench: Bench, wait_until: Any, in_background: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    job_id = bench.submit([["ignore_sigterm"], *HANG])
+    node = bench.node(stop_grace_s=0.3, pause_grace_s=3600.0)
+    thread = in_background(node.work)
+    wait_until(lambda: bench.has_touched(job_id, "hanging"), 30, "the engine")
+    wait_until(lambda: asks_to_pause(bench, job_id, caplog), 30, "the worker")
+    node.stopping.set()
+    thread.join(30)
+    assert (bench.job(job_id).status, bench.job(job_id).failures) == ("paused", 0)
+
+
+def test_an_engine_that_never_pauses_is_killed_in_the_end(bench: Bench, wait_until: Any, in_background: Any) -> None:
+    job_id = bench.submit([["ignore_sigterm"], ["steps", 1], ["checkpoint"], *HANG])
+    thread = in_background(bench.node(pause_grace_s=0.3).work)
+    wait_until(lambda: bench.has_touched(job_id, "hanging"), 30, "the engine")
+    bench.pause(job_id)
+    thread.join(30)
+    assert bench.job(job_id).status == "paused"
+    assert bench.messages(job_id)[-1] == "The job is paused. Resumed, it goes on from its checkpoint at step 1."
 
 
 def test_a_pause_that_was_taken_back_in_time_is_only_another_attempt(
