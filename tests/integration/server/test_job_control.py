@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import openai
 import pytest
 from sqlalchemy import text
 
-from jobs import keys, lifecycle
+from jobs import checkpoint_names, keys, lifecycle
+from jobs.errors import InvalidRequestError
 from lomo_core import events as engine
 
 from .conftest import MODEL, TRAIN_ROW, Run, Site, make_model
@@ -283,6 +285,41 @@ def test_a_job_that_another_one_starts_from_is_not_deleted(site: Site, base: str
     assert (site.settings.data_dir / "runs" / run.job_id / "model").is_dir()
     post(site, f"{child}/cancel")
     assert delete(site, run.job_id).status_code == 200
+
+
+def test_a_deletion_and_a_job_that_starts_from_the_model_at_once(site: Site) -> None:
+    """One of the two is refused, whoever is first: no job is left without its base."""
+    runs = [ended(site) for _ in range(6)]
+    file_id = site.upload()
+    models = [site.get(run.job_id)["fine_tuned_model"] for run in runs]
+    client = site.client()
+
+    def ask(number: int) -> int:
+        if number % 2:
+            return client.delete(f"{JOBS}/{runs[number // 2].job_id}").status_code
+        return client.post(JOBS, json={"model": models[number // 2], "training_file": file_id}).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        codes = list(pool.map(ask, range(2 * len(runs))))
+    pairs = list(zip(codes[::2], codes[1::2], strict=True))
+    assert all(sorted(pair) == [200, 400] for pair in pairs), pairs
+
+
+def test_a_deletion_waits_for_a_job_that_comes_to_be(site: Site) -> None:
+    run = ended(site)
+    name = site.get(run.job_id)["fine_tuned_model"]
+    with ThreadPoolExecutor(1) as pool:
+        with site.db.transaction() as session:
+            checkpoint_names.hold_maker(session, organization_id="org-local", name=name)
+            answer = pool.submit(delete, site, run.job_id)
+            blocked = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            site.wait_until(lambda: session.scalar(blocked), 10, "the deletion to wait")
+        assert answer.result().status_code == 200
+    with (
+        pytest.raises(InvalidRequestError, match="its job was deleted"),
+        site.db.transaction() as session,
+    ):
+        checkpoint_names.hold_maker(session, organization_id="org-local", name=name)
 
 
 def test_a_link_in_the_folders_place_or_inside_is_not_followed(site: Site, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from jobs import reads
+from jobs.checkpoint_names import checkpoint_name
+from jobs.spec import JobSpec
 from lomo_core.config import TrainConfig
 from tests.conftest import KnownShapes
 from tests.support.tiny_model import chat, make_tiny_model, write_jsonl
@@ -160,6 +162,12 @@ def test_a_job_that_was_paused_ends_as_one_that_was_not(
     assert checkpoint.step == paused.step
     folder = bench.settings.data_dir / checkpoint.path
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+
+    # It is a model that another job can start from.
+    name = checkpoint_name(JobSpec.model_validate(values), job_id=job_id, step=checkpoint.step)
+    lomo = {**values["lomo"], "max_steps": 2}
+    other = bench.work_until_ended(node, bench.submit_spec({**values, "model": name, "lomo": lomo}), timeout_s=90)
+    assert (other.status, other.step) == ("succeeded", 2), bench.messages(other.id)
 
     bench.resume(job_id)
     resumed = bench.work_until_ended(node, job_id, timeout_s=90)
