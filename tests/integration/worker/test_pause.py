@@ -121,12 +121,12 @@ def test_a_pause_that_was_taken_back_in_time_is_only_another_attempt(
 
 @pytest.fixture
 def values(bench: Bench, tmp_path: Path, known_shapes: KnownShapes) -> dict[str, Any]:
-    """A job of 250 steps on a tiny model: seconds, so that it does not end before it is paused."""
+    """A job of 150 steps on a tiny model: seconds, so that it does not end before it is paused."""
     model = make_tiny_model(bench.settings.data_dir / "models" / "tiny")
     known_shapes.give_file(bench.settings.data_dir, model / "config.json")
     rows = [chat(f"What is {n} plus {n}?", f"It is {2 * n}.") for n in range(40)]
     text = write_jsonl(tmp_path / "rows.jsonl", rows).read_text(encoding="utf-8")
-    lomo = {"max_steps": 250, "checkpoint_every_steps": 0, "optimizer": "adalomo", "max_seq_length": 64}
+    lomo = {"max_steps": 150, "checkpoint_every_steps": 0, "optimizer": "adalomo", "max_seq_length": 64}
     return {
         "model": "tiny",
         "training_file": bench.store(text),
@@ -157,7 +157,7 @@ def test_a_job_that_was_paused_ends_as_one_that_was_not(
     thread.join(60)
     paused = bench.job(job_id)
     assert paused.status == "paused", bench.messages(job_id)
-    assert 3 <= paused.step < 250
+    assert 3 <= paused.step < 150
     [checkpoint] = reads.list_checkpoints(bench.db, organization_id=ORGANIZATION, job_id=job_id, limit=9).items
     assert checkpoint.step == paused.step
     folder = bench.settings.data_dir / checkpoint.path
@@ -174,4 +174,4 @@ def test_a_job_that_was_paused_ends_as_one_that_was_not(
     assert (resumed.status, resumed.attempt) == ("succeeded", 2)
     assert resumed.weights_sha256 == whole.weights_sha256
     assert losses(bench, job_id) == losses(bench, whole.id)
-    assert len(losses(bench, job_id)) == 250
+    assert len(losses(bench, job_id)) == 150
