@@ -14,6 +14,7 @@ import typer
 from cli.auto import command_with_switches
 from cli.commands import files, jobs, models
 from cli.commands.hosts import list_hosts
+from cli.commands.job_control import show_queue
 from cli.commands.plan import plan
 from cli.errors import CliError
 from cli.output import printable, say, write_fields, write_json
@@ -31,6 +32,7 @@ app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.command("hosts")(list_hosts)
+app.command("queue")(show_queue)
 app.command("plan", cls=command_with_switches("checkpointing"))(with_session(plan))
 
 

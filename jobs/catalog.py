@@ -1,5 +1,5 @@
-"""Models by name. A base model is the name of a folder under one of the configured roots, or a tuned model's name, or,
-where allowed, an id of the Hugging Face hub. A request never holds a path.
+"""Models by name. A base model is the name of a folder under one of the configured roots, or the name of a tuned model
+or of a checkpoint, or, where allowed, an id of the Hugging Face hub. A request never holds a path.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import reads
+from jobs import checkpoint_names, reads
 from jobs.db import Database
 from jobs.errors import InvalidRequestError
 from jobs.settings import JobsSettings
@@ -35,9 +35,18 @@ def resolve_model(db: Database, settings: JobsSettings, *, organization_id: str,
         InvalidRequestError: no such model (`model_not_found`), or its folder holds no model (`invalid_model`).
     """
     if name.startswith("ft:"):
-        tuned = reads.find_model(db, organization_id=organization_id, model_id=name)
-        if tuned is not None:
-            return ModelSource(path=settings.data_dir / tuned.path)
+        path = _find_tuned(db, organization_id=organization_id, name=name)
+        if path is not None:
+            folder = settings.data_dir / path
+            if not folder.is_dir():
+                raise InvalidRequestError(
+                    f"The folder of the model {name!r} is no longer on this server: take another model, or bring "
+                    f"{folder} back.",
+                    code="model_not_found",
+                    param="model",
+                )
+            _check_folder(folder, name)
+            return ModelSource(path=folder)
     elif _NAME.fullmatch(name) and ".." not in name:
         for root in settings.base_model_roots:
             folder = (root / name).resolve()
@@ -51,6 +60,28 @@ def resolve_model(db: Database, settings: JobsSettings, *, organization_id: str,
         code="model_not_found",
         param="model",
     )
+
+
+def _find_tuned(db: Database, *, organization_id: str, name: str) -> str | None:
+    """Where a tuned model, or a checkpoint by the name of one, lies below the data folder.
+
+    Raises:
+        InvalidRequestError: the checkpoint's job is known, but has replaced the checkpoint by newer ones.
+    """
+    tuned = reads.find_model(db, organization_id=organization_id, model_id=name)
+    if tuned is not None:
+        return tuned.path
+    found = checkpoint_names.find(db, organization_id=organization_id, name=name)
+    if found is None:
+        return None
+    if found.path is None:
+        raise InvalidRequestError(
+            f"The checkpoint {name!r} is gone: its job keeps the newest ones only. "
+            f"GET /v1/fine_tuning/jobs/{found.job_id}/checkpoints lists them.",
+            code="model_not_found",
+            param="model",
+        )
+    return found.path
 
 
 def read_config(folder: Path, *, name: str) -> bytes:

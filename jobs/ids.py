@@ -9,7 +9,8 @@ import re
 import secrets
 
 _RANDOM_BYTES = 12  # 96 bits: no collision to be expected below 2^48 ids
-_EVENT_ID = re.compile(r"ftevent-([0-9a-f]{24})-(\d{1,18})")
+# 18 of the 19 digits of a bigint.
+_NUMBERED_ID = re.compile(r"(ftevent|ftlog)-([0-9a-f]{24})-([0-9]{1,18})")
 
 
 def new_job_id() -> str:
@@ -54,10 +55,24 @@ def event_id(job_id: str, seq: int) -> str:
 
 def parse_event_id(job_id: str, text: str) -> int | None:
     """The sequence number in an event's id, or None where it is not an event of this job."""
-    match = _EVENT_ID.fullmatch(text)
-    if match is None or f"ftjob-{match[1]}" != job_id:
+    return _parse_numbered("ftevent", job_id, text)
+
+
+def log_line_id(job_id: str, seq: int) -> str:
+    """The API's id of one line of a job's log."""
+    return f"ftlog-{job_id.removeprefix('ftjob-')}-{seq}"
+
+
+def parse_log_line_id(job_id: str, text: str) -> int | None:
+    """The number in a log line's id, or None where it is not a line of this job."""
+    return _parse_numbered("ftlog", job_id, text)
+
+
+def _parse_numbered(kind: str, job_id: str, text: str) -> int | None:
+    match = _NUMBERED_ID.fullmatch(text)
+    if match is None or match[1] != kind or f"ftjob-{match[2]}" != job_id:
         return None
-    return int(match[2])
+    return int(match[3])
 
 
 def tuned_model_id(*, base_model: str, suffix: str | None, job_id: str) -> str:

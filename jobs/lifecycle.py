@@ -18,17 +18,28 @@ from sqlalchemy.orm import Session
 
 from jobs import webhooks
 from jobs.db import Database
-from jobs.errors import InvalidStateError, NotFoundError
+from jobs.errors import InvalidStateError
 from jobs.ids import tuned_model_id
-from jobs.models import Attempt, Job, ReaperState, TunedModel
+from jobs.models import Attempt, Checkpoint, Job, ReaperState, TunedModel
 from jobs.placement import lock_next_job
-from jobs.repository import Lease, NewEvent, append_events, lock_leased
+from jobs.repository import Lease, NewEvent, append_events, lock_leased, lock_owned
 from jobs.spec import JobSpec
 from jobs.status import TERMINAL, TRANSITIONS, JobStatus
 from jobs.step_metrics import ResultFile, add_result_file
 
 # One reaper at a time, whatever number of beats and workers there is; the number only has to be nobody else's.
 _REAPER_LOCK = 0x10_0D_0001
+
+# A job's status as part of a sentence, for what it does not allow.
+_STATES = {
+    JobStatus.VALIDATING_FILES: "is having its files checked",
+    JobStatus.QUEUED: "is queued",
+    JobStatus.RUNNING: "is running",
+    JobStatus.PAUSED: "is already paused",
+    JobStatus.SUCCEEDED: "has already succeeded",
+    JobStatus.FAILED: "has already failed",
+    JobStatus.CANCELLED: "has already been cancelled",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +219,19 @@ def cancelled(db: Database, lease: Lease) -> None:
         _cancel(session, lock_leased(session, lease))
 
 
+def paused(db: Database, lease: Lease) -> JobStatus:
+    """Give a running job back as its user asked, after its engine has stopped. Returns the new status: a cancel that
+    came later wins, and where the pause was taken back the job is queued.
+
+    Raises:
+        LeaseLostError: see `renew`.
+    """
+    with db.transaction() as session:
+        job = lock_leased(session, lease)
+        _give_back(session, job, reason="The pause was taken back", failures=job.failures, wait_s=0.0)
+        return JobStatus(job.status)
+
+
 def retry(db: Database, lease: Lease, *, reason: str, policy: RetryPolicy) -> JobStatus:
     """Requeue a job whose engine died, or fail it when it has died too often. Returns the new status.
 
@@ -226,10 +250,7 @@ def release(db: Database, lease: Lease, *, reason: str) -> None:
     """
     with db.transaction() as session:
         job = lock_leased(session, lease)
-        if job.cancel_requested_at is not None:
-            _cancel(session, job)
-        else:
-            _requeue(session, job, reason=reason, failures=job.failures, wait_s=0.0)
+        _give_back(session, job, reason=reason, failures=job.failures, wait_s=0.0)
 
 
 def request_cancel(db: Database, *, organization_id: str, job_id: str) -> Job:
@@ -240,19 +261,61 @@ def request_cancel(db: Database, *, organization_id: str, job_id: str) -> Job:
         InvalidStateError: the job has ended.
     """
     with db.transaction() as session:
-        job = session.scalar(
-            select(Job).where(Job.id == job_id, Job.organization_id == organization_id).with_for_update()
-        )
-        if job is None:
-            raise NotFoundError(f"No such fine-tuning job: {job_id}", param="fine_tuning_job_id")
+        job = lock_owned(session, organization_id=organization_id, job_id=job_id)
         if JobStatus(job.status) in TERMINAL:
-            raise InvalidStateError(f"Job {job_id} has already {_ended(job.status)} and cannot be cancelled.")
+            raise InvalidStateError(f"Job {job_id} {_STATES[JobStatus(job.status)]} and cannot be cancelled.")
         if job.status != JobStatus.RUNNING:
             _cancel(session, job)
         elif job.cancel_requested_at is None:
             job.cancel_requested_at = session.scalar(select(func.now()))
             session.flush()
             append_events(session, job.id, job.attempt, [NewEvent(message="Cancellation requested.")])
+        session.refresh(job)
+        return job
+
+
+def request_pause(db: Database, *, organization_id: str, job_id: str) -> Job:
+    """Pause a job: at once where it is queued, else by asking its worker (seen at the next renewal).
+
+    Raises:
+        NotFoundError: no such job of this organization.
+        InvalidStateError: the job does not wait or run, or is being cancelled.
+    """
+    with db.transaction() as session:
+        job = lock_owned(session, organization_id=organization_id, job_id=job_id)
+        if job.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
+            raise InvalidStateError(f"Job {job_id} {_STATES[JobStatus(job.status)]} and cannot be paused.")
+        if job.cancel_requested_at is not None:
+            raise InvalidStateError(f"Job {job_id} is being cancelled and cannot be paused.")
+        if job.status == JobStatus.QUEUED:
+            _pause(session, job, failures=job.failures)
+        elif job.pause_requested_at is None:
+            job.pause_requested_at = session.scalar(select(func.now()))
+            session.flush()
+            message = "Pause requested: the job stops at its next step, with a checkpoint."
+            append_events(session, job.id, job.attempt, [NewEvent(message=message)])
+        session.refresh(job)
+        return job
+
+
+def resume(db: Database, *, organization_id: str, job_id: str) -> Job:
+    """Queue a paused job again, or take back a pause that has not happened yet. The caller rings the doorbell.
+
+    Raises:
+        NotFoundError: no such job of this organization.
+        InvalidStateError: the job is not paused.
+    """
+    with db.transaction() as session:
+        job = lock_owned(session, organization_id=organization_id, job_id=job_id)
+        if job.status == JobStatus.RUNNING and job.pause_requested_at is not None:
+            job.pause_requested_at = None
+            session.flush()
+            append_events(session, job.id, job.attempt, [NewEvent(message="The pause was taken back.")])
+        elif job.status == JobStatus.PAUSED:
+            event = NewEvent(message="The job was resumed and is queued again.", status=JobStatus.QUEUED)
+            _change(session, job, JobStatus.QUEUED, [event], values={"run_after": func.now()})
+        else:
+            raise InvalidStateError(f"Job {job_id} {_STATES[JobStatus(job.status)]}: only a paused job can be resumed.")
         session.refresh(job)
         return job
 
@@ -273,7 +336,7 @@ def release_dead(db: Database, *, host: str, incarnation: str, policy: RetryPoli
             .with_for_update(skip_locked=True)
         ).all()
         for job in rows:
-            _lost(session, job, f"The worker on {host} was restarted", policy)
+            _retry(session, job, f"The worker on {host} was restarted", policy)
         return [job.id for job in rows]
 
 
@@ -300,28 +363,29 @@ def reap(db: Database, *, every_s: float, lease_s: float, grace_s: float, policy
         ).all()
         for job in rows:
             host = (job.lease_owner or "").partition("/")[0]
-            _lost(session, job, f"The worker on {host} has not been heard of", policy)
+            _retry(session, job, f"The worker on {host} has not been heard of", policy)
         return [job.id for job in rows]
 
 
-def _lost(session: Session, job: Job, reason: str, policy: RetryPolicy) -> None:
-    """End an attempt whose worker is gone. A cancel that was asked for wins over another try."""
-    if job.cancel_requested_at is not None:
-        _cancel(session, job)
-    else:
-        _retry(session, job, reason, policy)
-
-
 def _retry(session: Session, job: Job, reason: str, policy: RetryPolicy) -> JobStatus:
+    """A cancel that was asked for wins over another try, and so does a pause."""
     failures = job.failures + 1
-    if job.cancel_requested_at is not None:
-        _cancel(session, job)
-    elif failures >= policy.max_failures:
+    if job.cancel_requested_at is None and failures >= policy.max_failures:
         times = f"{failures} time{'s' if failures > 1 else ''}"
         _fail(session, job, JobFailure(code="engine_lost", message=f"{reason}. The job was lost {times}; giving up."))
     else:
-        _requeue(session, job, reason=reason, failures=failures, wait_s=policy.wait_s(failures))
+        _give_back(session, job, reason=reason, failures=failures, wait_s=policy.wait_s(failures))
     return JobStatus(job.status)
+
+
+def _give_back(session: Session, job: Job, *, reason: str, failures: int, wait_s: float) -> None:
+    """End an attempt that has not ended the job: as its user asked, or else by another one."""
+    if job.cancel_requested_at is not None:
+        _cancel(session, job)
+    elif job.pause_requested_at is not None:
+        _pause(session, job, failures=failures)
+    else:
+        _requeue(session, job, reason=reason, failures=failures, wait_s=wait_s)
 
 
 def _requeue(session: Session, job: Job, *, reason: str, failures: int, wait_s: float) -> None:
@@ -340,6 +404,13 @@ def _requeue(session: Session, job: Job, *, reason: str, failures: int, wait_s: 
     )
 
 
+def _pause(session: Session, job: Job, *, failures: int) -> None:
+    step = session.scalar(select(func.max(Checkpoint.step)).where(Checkpoint.job_id == job.id))
+    where = "from the beginning" if step is None else f"from its checkpoint at step {step}"
+    event = NewEvent(message=f"The job is paused. Resumed, it goes on {where}.", status=JobStatus.PAUSED)
+    _change(session, job, JobStatus.PAUSED, [event], values={"failures": failures})
+
+
 def _fail(session: Session, job: Job, failure: JobFailure) -> None:
     event = NewEvent(
         message=f"The job failed: {failure.message}", level="error", status=JobStatus.FAILED, data=failure.as_dict()
@@ -356,12 +427,14 @@ def _cancel(session: Session, job: Job) -> None:
 def _change(
     session: Session, job: Job, status: JobStatus, events: Sequence[NewEvent], *, values: dict[str, Any]
 ) -> None:
-    """Move a locked row to `status`, end its lease and attempt, and append the events that say so."""
+    """Move a locked row to `status`, end its lease and attempt, and append the events that say so. Whatever comes of a
+    request to pause, it is then over."""
     before = JobStatus(job.status)
     assert status in TRANSITIONS[before], f"{before} -> {status}"
     ended = {"finished_at": func.now()} if status in TERMINAL else {}
     no_lease = {"lease_token": None, "lease_expires_at": None, "lease_owner": None}
-    session.execute(update(Job).where(Job.id == job.id).values(status=status, **no_lease, **ended, **values))
+    over = {**no_lease, **ended, "pause_requested_at": None}
+    session.execute(update(Job).where(Job.id == job.id).values(status=status, **over, **values))
     if before is JobStatus.RUNNING:
         outcome = "requeued" if status is JobStatus.QUEUED else status.value
         session.execute(
@@ -377,7 +450,3 @@ def _change(
 def _after(seconds: float) -> Any:
     """The database's time, `seconds` from now."""
     return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
-
-
-def _ended(status: str) -> str:
-    return {"succeeded": "succeeded", "failed": "failed", "cancelled": "been cancelled"}[status]

@@ -221,6 +221,8 @@ class Job(Base):
     pause_requested_at: Mapped[datetime | None]
     last_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """The highest sequence number of an event."""
+    last_log_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """The highest number of a line of its log."""
 
     run: Mapped[dict[str, Any] | None]
     """What the engine said when it started: parameters, rows, device (`lomo_core.events.Started`)."""
@@ -248,10 +250,12 @@ class Attempt(Base):
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
-    """`succeeded`, `failed`, `cancelled`, `requeued`; None while it runs."""
+    """`succeeded`, `failed`, `cancelled`, `requeued`, `paused`; None while it runs."""
     detail: Mapped[str | None]
     shipped_lines: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """Lines of this attempt's journal that are in the database: the next one's number."""
+    shipped_log_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """How much of its `engine.log` is in the database."""
 
 
 class Event(Base):
@@ -273,6 +277,20 @@ class Event(Base):
     data: Mapped[dict[str, Any] | None]
     status: Mapped[str | None]
     """The job's new status where this event changed it."""
+
+
+class LogLine(Base):
+    """A line that an engine of a job wrote to its standard output or error; the newest are kept (`jobs/runlog.py`)."""
+
+    __tablename__ = "log_lines"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    """Counts a job's lines from 1 without a gap, over all of its attempts."""
+    attempt: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """When the worker had read it."""
+    text: Mapped[str]
 
 
 class Metric(Base):

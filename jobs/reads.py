@@ -154,6 +154,8 @@ class JobDetails:
     evaluations: list[Evaluation] = field(default_factory=list)
     """By step: the first and the latest ones."""
     loss_curve: list[tuple[int, float]] | None = None
+    queue_position: int | None = None
+    """Filled in by whoever asks `queue_order.py`."""
     hosts: Sequence[HostState] = ()
     """Every worker host, where they were asked for: the same for all jobs."""
 

@@ -1,4 +1,5 @@
-"""The statements that write rows. Only `submission.py`, `lifecycle.py` and `eventlog.py` may import this module.
+"""The statements that write rows. Only `submission.py`, `lifecycle.py`, `eventlog.py`, `runlog.py` and `deletion.py`
+may import this module.
 
 Every write of a running job names its lease: `WHERE id AND lease_token`. No row touched means the lease is lost.
 """
@@ -15,7 +16,7 @@ import orjson
 from sqlalchemy import TextClause, select, text, update
 from sqlalchemy.orm import Session
 
-from jobs.errors import LeaseLostError
+from jobs.errors import LeaseLostError, NotFoundError
 from jobs.models import NOTIFY_CHANNEL, Job
 
 _INSERT_EVENTS = text("""
@@ -62,6 +63,18 @@ def lock_leased(session: Session, lease: Lease) -> Job:
     )
     if job is None:
         raise LeaseLostError(lease.job_id, lease.attempt)
+    return job
+
+
+def lock_owned(session: Session, *, organization_id: str, job_id: str) -> Job:
+    """A job's row, locked, for what its user asks of it.
+
+    Raises:
+        NotFoundError: no such job of this organization.
+    """
+    job = session.scalar(select(Job).where(Job.id == job_id, Job.organization_id == organization_id).with_for_update())
+    if job is None:
+        raise NotFoundError(f"No such fine-tuning job: {job_id}", param="fine_tuning_job_id")
     return job
 
 

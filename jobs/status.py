@@ -1,4 +1,4 @@
-"""The status of a job and the changes that are allowed: the one table, repeated in SQL by migration 0001.
+"""The status of a job and the changes that are allowed: the one table, repeated in SQL by migrations 0001 and 0006.
 
 And the status of an upload in parts, which goes from pending to any of the others and no further. The words are
 OpenAI's. Cancel and pause are requests (columns), not statuses.
@@ -23,7 +23,7 @@ class JobStatus(StrEnum):
 
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.VALIDATING_FILES: frozenset({JobStatus.QUEUED, JobStatus.FAILED, JobStatus.CANCELLED}),
-    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.FAILED, JobStatus.CANCELLED}),
     JobStatus.RUNNING: frozenset(
         {JobStatus.QUEUED, JobStatus.PAUSED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
     ),

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from jobs.checkpoint_names import hold_maker
 from jobs.db import Database
 from jobs.idempotency import Arrival, find_made, record
 from jobs.ids import new_job_id
@@ -73,6 +74,7 @@ def _new_job(planned: PlannedJob, *, organization_id: str, api_key_id: str | Non
 
 
 def _queue(session: Session, job: Job, planned: PlannedJob) -> None:
+    hold_maker(session, organization_id=job.organization_id, name=planned.spec.model)
     session.add(job)
     session.flush()
     queued = NewEvent(message=_queued_message(planned), status=JobStatus.QUEUED, data=planned.plan)

@@ -13,12 +13,13 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
-from jobs import uploads
+from jobs import reads, uploads
 from jobs.db import UNREACHABLE
 from jobs.idempotency import RequestIdentity, check_key, hash_body
 from jobs.keys import Principal
 from server import schemas
 from server.auth import check_origin, find_credential
+from server.cloning import clone_body
 from server.errors import unauthenticated
 from server.json_body import parse_json
 from server.part_form import read_part
@@ -96,17 +97,41 @@ async def read_creation(request: Request, caller: Caller) -> Creation:
         RequestValidationError: it does not fit the schema.
     """
     body = parse_json(await request.body())
+    identity = _identify(request, caller, body)
+    return Creation(_validate(schemas.CreateJob, body), identity)
+
+
+async def read_clone(job_id: str, request: Request, caller: Caller, services: ServicesDep) -> Creation:
+    """The creation that a clone amounts to: the other job's, with the options of the body over it; see `read_creation`.
+
+    Raises:
+        NotFoundError: no such job of this organization.
+        InvalidRequestError: the body is not acceptable JSON, or another version stored the job.
+        RequestValidationError: the options do not fit the schema.
+    """
+    raw = await request.body()
+    overrides = parse_json(raw) if raw.strip() else {}
+    job = await run_in_threadpool(reads.get_job, services.db, organization_id=caller.organization_id, job_id=job_id)
+    identity = _identify(request, caller, {"clone": job.id, "with": overrides})
+    return Creation(_validate(schemas.CreateJob, clone_body(job, overrides)), identity)
+
+
+def _identify(request: Request, caller: Principal, body: dict[str, Any]) -> RequestIdentity:
+    """What tells a request that creates a job from another.
+
+    Raises:
+        InvalidRequestError: its Idempotency-Key cannot be one.
+    """
     key = request.headers.get("idempotency-key")
     # Of the official client; anything but a number says nothing.
     tries = _RETRY_COUNT.fullmatch(request.headers.get("x-stainless-retry-count", ""))
-    identity = RequestIdentity(
+    return RequestIdentity(
         organization_id=caller.organization_id,
         api_key_id=caller.api_key_id,
         body_sha256=hash_body(body),
         idempotency_key=None if key is None else check_key(key),
         num_retries=int(tries[0]) if tries else None,
     )
-    return Creation(_validate(schemas.CreateJob, body), identity)
 
 
 def _validate(schema: type[Body], body: dict[str, Any]) -> Body:
@@ -152,6 +177,7 @@ async def receive_part(
 
 
 CreationDep = Annotated[Creation, Depends(read_creation)]
+CloneDep = Annotated[Creation, Depends(read_clone)]
 PlanBody = Annotated[schemas.PlanRequest, Depends(json_body(schemas.PlanRequest))]
 UploadForm = Annotated[FormData, Depends(read_upload_form)]
 UploadBody = Annotated[schemas.CreateUpload, Depends(json_body(schemas.CreateUpload))]

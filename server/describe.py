@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs import reads
+from jobs import queue_order, reads
+from jobs.checkpoint_names import checkpoint_name
 from jobs.db import Database
-from jobs.ids import event_id, tuned_model_id
+from jobs.ids import event_id, log_line_id
 from jobs.models import (
     Attempt,
     Checkpoint,
@@ -21,6 +22,7 @@ from jobs.models import (
     Event,
     File,
     Job,
+    LogLine,
     TunedModel,
     Upload,
     UploadPart,
@@ -41,12 +43,15 @@ def describe_jobs(
     db: Database, settings: JobsSettings, jobs: Sequence[Job], *, with_curve: bool = False
 ) -> list[schemas.FineTuningJob]:
     """Jobs as the API shows them, in the given order."""
+    queued = [job.id for job in jobs if job.status == JobStatus.QUEUED]
     details = reads.read_details(
         db,
         job_ids=[job.id for job in jobs],
         num_curve_points=NUM_CURVE_POINTS if with_curve else 0,
-        with_hosts=any(job.status == JobStatus.QUEUED for job in jobs),
+        with_hosts=bool(queued),
     )
+    for job_id, position in queue_order.read_positions(db, job_ids=queued).items():
+        details[job_id].queue_position = position
     return [_job(job, details[job.id], settings) for job in jobs]
 
 
@@ -89,13 +94,37 @@ def describe_event(event: Event) -> schemas.JobEvent:
     )
 
 
+def describe_point(event: Event) -> schemas.MetricPoint | schemas.EvaluationPoint | None:
+    """The figures that an event brings; None where it brings none."""
+    data = event.data or {}
+    common = {"step": data.get("step"), "attempt": event.attempt, "time": event.created_at.timestamp()}
+    if event.type != "metrics":
+        return None
+    if "num_rows" in data:
+        names = schemas.EvaluationPoint.model_fields
+        return schemas.EvaluationPoint(**{**{name: data.get(name) for name in names if name != "object"}, **common})
+    flat = {**data, **(data.get("memory") or {})}
+    names = schemas.MetricPoint.model_fields
+    return schemas.MetricPoint(**{**{name: flat.get(name) for name in names if name != "object"}, **common})
+
+
+def describe_log_line(line: LogLine) -> schemas.JobLogLine:
+    """A line of a log."""
+    return schemas.JobLogLine(
+        id=log_line_id(line.job_id, line.seq),
+        created_at=_unix(line.created_at),
+        text=line.text,
+        seq=line.seq,
+        attempt=line.attempt,
+    )
+
+
 def describe_checkpoint(checkpoint: Checkpoint, spec: JobSpec | ForeignSpec) -> schemas.JobCheckpoint:
     """A checkpoint, named after the model that its job makes."""
-    name = tuned_model_id(base_model=spec.model or "unknown", suffix=spec.suffix, job_id=checkpoint.job_id)
     return schemas.JobCheckpoint(
         id=checkpoint.id,
         created_at=_unix(checkpoint.created_at),
-        fine_tuned_model_checkpoint=f"{name}:ckpt-step-{checkpoint.step}",
+        fine_tuned_model_checkpoint=checkpoint_name(spec, job_id=checkpoint.job_id, step=checkpoint.step),
         fine_tuning_job_id=checkpoint.job_id,
         metrics=schemas.CheckpointMetrics(
             step=checkpoint.step, train_loss=checkpoint.train_loss, valid_loss=checkpoint.valid_loss
@@ -187,6 +216,21 @@ def describe_host(state: HostState, *, organization_id: str) -> schemas.Host:
     )
 
 
+def describe_queued(
+    job: Job, *, position: int, start_s: float | None, hosts: Sequence[HostState], now: datetime
+) -> schemas.QueuedJob:
+    """A queued job at its place, which starts `start_s` seconds from now if all goes on as it does."""
+    return schemas.QueuedJob(
+        job_id=job.id,
+        position=position,
+        jobs_ahead=position - 1,
+        priority=job.priority,
+        created_at=_unix(job.created_at),
+        predicted_start=None if start_s is None else _unix(now) + round(start_s),
+        waiting_for=waiting_for(job, hosts),
+    )
+
+
 def waiting_for(job: Job, hosts: Sequence[HostState]) -> str | None:
     """Why a queued job waits; None where one of the hosts has room for it now, or the job is not queued."""
     if job.status != JobStatus.QUEUED:
@@ -270,6 +314,8 @@ def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings:
         "host": _host(owner) if owner else None,
         "started_at": _unix(job.started_at) if job.started_at else None,
         "cancel_requested": job.cancel_requested_at is not None,
+        "pause_requested": job.pause_requested_at is not None,
+        "queue_position": details.queue_position,
         "waiting_for": waiting_for(job, details.hosts),
         "step": job.step,
         "total_steps": job.total_steps,

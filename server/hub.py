@@ -23,15 +23,13 @@ from sqlalchemy import make_url
 from jobs import reads
 from jobs.db import UNREACHABLE, Database
 from jobs.models import NOTIFY_CHANNEL, Job
-from jobs.status import TERMINAL
-from server.describe import describe_event, describe_jobs
+from server.describe import describe_jobs
 from server.errors import ApiError
+from server.feeds import Feed, encode_frame
 from server.settings import ServerSettings
 
 T = TypeVar("T")
 
-# Events per query: at some 600 bytes each a frame of 300 KB.
-PAGE_EVENTS = 500
 # Batches a client may be behind before it reads from Postgres again; batches are shared, so this bounds references.
 _QUEUE_BATCHES = 64
 # A job is sent at most once a second on a stream of jobs: what people can see.
@@ -61,17 +59,6 @@ class Signal(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class EventBatch:
-    """Frames of consecutive events of one job."""
-
-    first_seq: int
-    last_seq: int
-    frames: bytes
-    is_last: bool
-    """Whether it ends with the event that ended the job."""
-
-
-@dataclass(frozen=True, slots=True)
 class JobFrame:
     """One job's frame, in both forms that subscribers may have asked for."""
 
@@ -90,7 +77,7 @@ class Hub:
         self.settings = settings
         self.is_stopping = False
         self.num_queries = 0
-        self._events: dict[str, _EventsTopic] = {}
+        self._feeds: dict[str, dict[Feed, _FeedTopic]] = {}
         self._jobs: dict[str, _JobsTopic] = {}
         self._open: Counter[str] = Counter()
         self._threads = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="hub")
@@ -142,17 +129,21 @@ class Hub:
         self.num_queries += 1
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
-    def subscribe_events(self, job: Job) -> Queue:
-        """A queue of the job's EventBatches from now on. Subscribe first, then read what was before."""
-        topic = self._events.get(job.id)
+    def subscribe_feed(self, feed: Feed, job: Job) -> Queue:
+        """A queue of the feed's batches from now on. Subscribe first, then read what was before."""
+        topics = self._feeds.setdefault(job.id, {})
+        topic = topics.get(feed)
         if topic is None:
-            topic = self._events[job.id] = _EventsTopic(self, job.id, job.last_seq)
+            topic = topics[feed] = _FeedTopic(self, feed, job)
         return topic.subscribe()
 
-    def unsubscribe_events(self, job_id: str, queue: Queue) -> None:
+    def unsubscribe_feed(self, feed: Feed, job_id: str, queue: Queue) -> None:
         """Forget a queue."""
-        if self._events[job_id].unsubscribe(queue):
-            del self._events[job_id]
+        topics = self._feeds[job_id]
+        if topics[feed].unsubscribe(queue):
+            del topics[feed]
+        if not topics:
+            del self._feeds[job_id]
 
     def subscribe_jobs(self, organization_id: str) -> Queue:
         """A queue of JobFrames of the organization's changed jobs."""
@@ -167,7 +158,7 @@ class Hub:
             del self._jobs[organization_id]
 
     def _topics(self) -> list[_Topic]:
-        return [*self._events.values(), *self._jobs.values()]
+        return [*(topic for topics in self._feeds.values() for topic in topics.values()), *self._jobs.values()]
 
     async def _listen(self) -> None:
         """Wake topics on notifications, for ever; after a lost connection wake them all."""
@@ -192,15 +183,16 @@ class Hub:
             asyncio.get_running_loop().call_later(RETRY_S, self.start)
 
     def _wake(self, job_id: str) -> None:
-        if job_id in self._events:
-            self._events[job_id].wake.set()
+        for feed in self._feeds.get(job_id, {}).values():
+            feed.wake.set()
         for topic in self._jobs.values():
             topic.changed.add(job_id)
             topic.wake.set()
 
     def _wake_all(self) -> None:
-        for events in self._events.values():
-            events.wake.set()
+        for topics in self._feeds.values():
+            for feed in topics.values():
+                feed.wake.set()
         for jobs in self._jobs.values():
             jobs.publish(Signal.LAGGED)
 
@@ -259,19 +251,22 @@ class _Topic:
         raise NotImplementedError
 
 
-class _EventsTopic(_Topic):
-    """A job's events."""
+class _FeedTopic(_Topic):
+    """A feed of a job."""
 
-    def __init__(self, hub: Hub, job_id: str, position: int) -> None:
+    def __init__(self, hub: Hub, feed: Feed, job: Job) -> None:
         super().__init__(hub)
-        self.job_id = job_id
-        self.position = position
-        """Sequence number up to which batches have been published."""
+        self.feed = feed
+        self.job_id = job.id
+        self.position = feed.position(job)
+        """Number up to which batches have been published."""
 
     async def pump(self) -> None:
-        while batch := await self.hub.read(partial(read_batch, self.hub.db, job_id=self.job_id, after=self.position)):
+        while batch := await self.hub.read(partial(self.feed.read, self.hub.db, self.job_id, self.position)):
             self.position = batch.last_seq
             self.publish(batch)
+            if batch.is_last:
+                return
 
 
 class _JobsTopic(_Topic):
@@ -299,23 +294,3 @@ class _JobsTopic(_Topic):
             job.lomo = job.lomo.model_copy(update={"loss_curve": None})
             frames.append(JobFrame(encode_frame(job.model_dump_json(), event="job"), with_curve))
         return frames
-
-
-def encode_frame(data: str, *, event: str, seq: int | None = None) -> bytes:
-    """One server-sent event. `data` is JSON on one line (an encoder escapes line ends), so it cannot break out."""
-    number = "" if seq is None else f"id: {seq}\n"
-    return f"{number}event: {event}\ndata: {data}\n\n".encode()
-
-
-def read_batch(db: Database, *, job_id: str, after: int) -> EventBatch | None:
-    """The next events of a job as one batch of at most PAGE_EVENTS, or None where there are none yet."""
-    events = reads.events_since(db, job_id=job_id, seq=after, limit=PAGE_EVENTS)
-    if not events:
-        return None
-    frames = b"".join(
-        encode_frame(
-            describe_event(event).model_dump_json(), event="status" if event.status else event.type, seq=event.seq
-        )
-        for event in events
-    )
-    return EventBatch(events[0].seq, events[-1].seq, frames, is_last=events[-1].status in TERMINAL)

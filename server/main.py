@@ -23,7 +23,7 @@ from server.deps import authenticated
 from server.hub import Hub
 from server.middleware import BodyLimit, Gate, RequestContext
 from server.prometheus import Metrics
-from server.routes import files, health, hosts, jobs, models, pages, plan, runs, uploads, webhooks
+from server.routes import files, health, hosts, jobs, models, pages, plan, queue, runs, uploads, webhooks
 from server.routes import metrics as metrics_route
 from server.services import Services
 from server.settings import ServerSettings
@@ -63,7 +63,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    for module in (files, uploads, jobs, runs, models, hosts, plan, webhooks, health, metrics_route, pages):
+    for module in (files, uploads, jobs, runs, models, hosts, queue, plan, webhooks, health, metrics_route, pages):
         # Flat, not nested, so that what guards a route can be seen on it.
         app.router.routes.extend(module.router.routes)
     app.mount("/assets", StaticFiles(directory=pages.DASHBOARD_DIR, check_dir=False))

@@ -1,4 +1,4 @@
-"""The event streams: replay from Postgres, then follow the hub, without a gap and without an event twice.
+"""The streams: replay from Postgres, then follow the hub, without a gap and without an event twice.
 
 A client subscribes before it reads what was before, so nothing falls between. A stream ends with the event that ended
 the job (`data: [DONE]` follows), when its key is revoked, when the server stops, or when the client leaves; it goes on,
@@ -25,7 +25,8 @@ from jobs.models import Job
 from jobs.status import TERMINAL
 from server.auth import RECHECK_S
 from server.describe import describe_jobs
-from server.hub import RETRY_S, Hub, Queue, Signal, encode_frame, read_batch
+from server.feeds import Feed, encode_frame
+from server.hub import RETRY_S, Hub, Queue, Signal
 from server.schemas import JobPage
 
 T = TypeVar("T")
@@ -65,26 +66,27 @@ class EventStreamResponse(StreamingResponse):
             await self._events.aclose()
 
 
-async def stream_events(
-    hub: Hub, job: Job, *, watcher: Watcher, after: int, event_pings: bool
+async def stream_feed(
+    hub: Hub, feed: Feed, job: Job, *, watcher: Watcher, after: int, event_pings: bool
 ) -> AsyncGenerator[bytes, None]:
-    """A job's events after sequence number `after`, until the job has ended."""
+    """What comes of a job after number `after`, until the job has ended."""
     pace = _Pace(hub, watcher, _EVENT_PING if event_pings else _COMMENT_PING)
     # A number that was never given would wait for ever: such a client is told what is new.
-    last = min(after, job.last_seq)
-    queue = hub.subscribe_events(job)
+    last = min(after, feed.position(job))
+    queue = hub.subscribe_feed(feed, job)
     hub.opened(watcher.principal.api_key_id)
     try:
         yield _RETRY
         while True:
-            while batch := await _read(hub, partial(read_batch, hub.db, job_id=job.id, after=last)):
+            while batch := await _read(hub, partial(feed.read, hub.db, job.id, last)):
                 last = batch.last_seq
-                yield batch.frames
+                # A batch may have nothing to show of this feed; no bytes at all would end the response.
+                yield batch.frames or pace.ping
                 if batch.is_last:
                     yield _DONE
                     return
             if job.status in TERMINAL:
-                # The client had seen the last event before.
+                # The client had seen the last one before.
                 yield _DONE
                 return
             while (item := await pace.next_item(queue)) is not Signal.STOPPED:
@@ -92,19 +94,19 @@ async def stream_events(
                     yield pace.ping
                 elif item is Signal.LAGGED or item.first_seq > last + 1 or item.first_seq <= last < item.last_seq:
                     break  # a gap, or a batch of which a part has been sent: back to the database
-                elif item.last_seq > last:
+                elif item.last_seq > last or item.is_last:
                     last = item.last_seq
-                    yield item.frames
+                    yield item.frames or pace.ping
                     if item.is_last:
                         yield _DONE
                         return
             else:
                 return
     except Exception:
-        log.exception("stream_failed", job_id=job.id, last_seq=last)
+        log.exception("stream_failed", feed=feed.name, job_id=job.id, last_seq=last)
     finally:
         hub.closed(watcher.principal.api_key_id)
-        hub.unsubscribe_events(job.id, queue)
+        hub.unsubscribe_feed(feed, job.id, queue)
 
 
 async def stream_jobs(hub: Hub, *, watcher: Watcher, limit: int, with_curve: bool) -> AsyncGenerator[bytes, None]:

@@ -34,6 +34,8 @@ class Heartbeat:
         """The lease is gone."""
         self.cancel_requested = threading.Event()
         """The job's user wants it to end."""
+        self.pause_requested = threading.Event()
+        """The job's user wants it to stop for now."""
 
     def run(self) -> None:
         """Renew at once and then every `every_s`. After a failure the next try comes sooner."""
@@ -51,9 +53,10 @@ class Heartbeat:
                 continue
             backoff.worked()
             wait_s = self._every_s
-            if asked.cancel and not self.cancel_requested.is_set():
-                self.cancel_requested.set()
-                self._wake.set()
+            for is_asked, event in ((asked.cancel, self.cancel_requested), (asked.pause, self.pause_requested)):
+                if is_asked and not event.is_set():
+                    event.set()
+                    self._wake.set()
 
     def stop(self) -> None:
         """Renew no more; `run` returns."""

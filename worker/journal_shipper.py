@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -20,6 +21,8 @@ from jobs.db import Database
 from jobs.eventlog import NumberedLine
 from jobs.lifecycle import Claim
 from lomo_core.events import Checkpoint, Failed, Finished, JournalLine, Message, decode_line
+from worker.engine_process import ENGINE_LOG_NAME
+from worker.log_shipper import LogPart, LogReader, ship_part
 from worker.outage import OUTAGES, Backoff
 
 MAX_BATCH_LINES = 500  # 5 ms per batch of 500 rows measured; beyond it a transaction only grows
@@ -56,7 +59,7 @@ class JournalReader:
 
 
 class JournalShipper:
-    """Ships one attempt's journal in a thread of its own, and keeps what its end says.
+    """Ships one attempt's journal, and the log beside it, in a thread of its own, and keeps the journal's last words.
 
     `on_checkpoint` is called after each batch that published one or more.
     """
@@ -74,6 +77,7 @@ class JournalShipper:
         self._db = db
         self._claim = claim
         self._reader = JournalReader(path)
+        self._log_reader = LogReader(path.with_name(ENGINE_LOG_NAME))
         self._relative = relative
         self._every_s = every_s
         self._on_checkpoint = on_checkpoint
@@ -98,8 +102,11 @@ class JournalShipper:
                 self._note(lines)
                 if not self._ship(lines):
                     return
+            part = self._log_reader.read(is_last=is_last)
+            if part is not None and not self._try(partial(self._ship_log, part)):
+                return
             if len(lines) < MAX_BATCH_LINES:
-                if is_last:
+                if is_last and part is None:
                     return
                 self._ended.wait(self._every_s)
 
@@ -113,18 +120,27 @@ class JournalShipper:
         self._ended.set()
 
     def _ship(self, lines: Sequence[NumberedLine]) -> bool:
-        """Try one batch until it is in the database. Returns False if that was given up."""
+        """Ship one batch. Returns False if that was given up."""
+        lease = self._claim.lease
+        if not self._try(lambda: eventlog.ship(self._db, lease, lines, attempt=lease.attempt, relative=self._relative)):
+            return False
+        if any(isinstance(line.event, Checkpoint) for _, line in lines):
+            self._on_checkpoint()
+        return True
+
+    def _ship_log(self, part: LogPart) -> None:
+        ship_part(self._db, self._claim, part, attempt=self._claim.lease.attempt)
+
+    def _try(self, write: Callable[[], object]) -> bool:
+        """Try until something is in the database. Returns False if that was given up."""
         backoff = Backoff("shipping the journal")
         while not self._aborted.is_set():
             try:
-                attempt = self._claim.lease.attempt
-                eventlog.ship(self._db, self._claim.lease, lines, attempt=attempt, relative=self._relative)
+                write()
             except OUTAGES as error:
                 self._aborted.wait(backoff.failed(error))
             else:
                 backoff.worked()
-                if any(isinstance(line.event, Checkpoint) for _, line in lines):
-                    self._on_checkpoint()
                 return True
         return False
 

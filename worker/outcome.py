@@ -20,6 +20,8 @@ class Asked(Enum):
     """The worker is shutting down."""
     CANCEL = "cancel"
     """The job's user wants it to end."""
+    PAUSE = "pause"
+    """The job's user wants it to stop for now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,11 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """Stopped as its user asked, to go on later."""
+
+
+@dataclass(frozen=True, slots=True)
 class Released:
     """Stopped because the worker stops: another attempt goes on, and it counts as no failure."""
 
@@ -56,9 +63,11 @@ class Died:
     reason: str
 
 
-Verdict = Succeeded | GaveUp | Cancelled | Released | Died
+Verdict = Succeeded | GaveUp | Cancelled | Paused | Released | Died
 
 RELEASED_REASON = "The worker is shutting down"
+
+_STOPPED: dict[Asked, Verdict] = {Asked.STOP: Released(RELEASED_REASON), Asked.PAUSE: Paused()}
 
 # For an engine that ended without a word in its journal. Want of memory or disk may be the reason.
 _TEXTS = {
@@ -88,8 +97,8 @@ def judge(exit_code: int, *, asked: Asked, finished: Finished | None, failed: Fa
         return Cancelled()
     error = EXIT_CODES.get(exit_code)
     is_own_error = error is not None and error not in (EngineError, InterruptedRunError)
-    if asked is Asked.STOP and not is_own_error:
-        return Released(RELEASED_REASON)
+    if asked in _STOPPED and not is_own_error:
+        return _STOPPED[asked]
     if exit_code < 0:
         return Died(f"The engine was killed by {describe_signal(-exit_code)}")
     if error is InterruptedRunError:

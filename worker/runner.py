@@ -33,9 +33,10 @@ from jobs.step_metrics import ResultFile, write_step_metrics
 from lomo_core.config import CalibrationConfig
 from lomo_core.errors import ConfigError, DiskFullError
 from lomo_core.events import JOURNAL_NAME
-from worker.engine_process import EngineProcess, engine_environment, hub_environment
+from worker.engine_process import ENGINE_LOG_NAME, EngineProcess, engine_environment, hub_environment
 from worker.heartbeat import Heartbeat
 from worker.journal_shipper import JournalShipper, find_finished, ship_leftovers
+from worker.log_shipper import ship_log
 from worker.outage import STOP_PATIENCE_S, StillAwayError, persist
 from worker.outcome import (
     RELEASED_REASON,
@@ -43,6 +44,7 @@ from worker.outcome import (
     Cancelled,
     Died,
     GaveUp,
+    Paused,
     Released,
     Succeeded,
     Verdict,
@@ -157,6 +159,7 @@ class JobRunner:
                 continue
             path = attempt_folder(self._data_dir / "runs", job_id=lease.job_id, attempt=earlier.number) / JOURNAL_NAME
             self._persist(self._leftover_shipper(path, attempt=earlier.number, first=earlier.shipped_lines), "shipping")
+            self._ship_log(attempt=earlier.number)
             finished = find_finished(path)
             if finished is not None and Path(finished.model_path).is_dir():
                 result = Succeeded(finished)
@@ -166,6 +169,12 @@ class JobRunner:
         return lambda: ship_leftovers(
             self._db, self._claim, path, attempt=attempt, first=first, relative=self._relative
         )
+
+    def _ship_log(self, *, attempt: int) -> None:
+        """Ship what is left of the output of an attempt's processes."""
+        job_id = self._claim.lease.job_id
+        path = attempt_folder(self._data_dir / "runs", job_id=job_id, attempt=attempt) / ENGINE_LOG_NAME
+        self._persist(lambda: ship_log(self._db, self._claim, path, attempt=attempt), "shipping the log")
 
     def _prepare(self) -> None:
         """Write the engine's specification into the attempt's folder."""
@@ -226,6 +235,8 @@ class JobRunner:
             return Path(answer)
         if asked is Asked.CANCEL:
             raise _GaveUpError(Cancelled())
+        if asked is Asked.PAUSE:
+            raise _GaveUpError(Paused())
         if asked is Asked.STOP:
             raise _GaveUpError(Released(RELEASED_REASON))
         if exit_code < 0:
@@ -292,12 +303,14 @@ class JobRunner:
         try:
             while (exit_code := child.poll()) is None:
                 self._check_threads(shipping)
-                if asked is Asked.NOTHING and (asked := self._asked()) is not Asked.NOTHING:
-                    log.info("engine_told_to_stop", reason=asked.value)
-                    child.terminate()
-                    deadline = time.monotonic() + self._settings.stop_grace_s
+                latest = self._asked() if asked in (Asked.NOTHING, Asked.PAUSE) else asked
+                if latest is not asked:
+                    log.info("engine_told_to_stop", reason=latest.value)
+                    if asked is Asked.NOTHING:  # told twice, an engine leaves its checkpoint unwritten
+                        child.terminate()
+                    asked, deadline = latest, time.monotonic() + self._grace_s(latest)
                 if deadline is not None and time.monotonic() > deadline:
-                    log.warning("engine_killed", after_s=self._settings.stop_grace_s)
+                    log.warning("engine_killed", after_s=self._grace_s(asked))
                     child.kill()
                 self._wake.wait(_POLL_S)
                 self._wake.clear()
@@ -305,10 +318,15 @@ class JobRunner:
             child.kill()
         return exit_code, asked
 
+    def _grace_s(self, asked: Asked) -> float:
+        return self._settings.pause_grace_s if asked is Asked.PAUSE else self._settings.stop_grace_s
+
     def _asked(self) -> Asked:
         if self._heartbeat.cancel_requested.is_set():
             return Asked.CANCEL
-        return Asked.STOP if self._host.stopping.is_set() else Asked.NOTHING
+        if self._host.stopping.is_set():
+            return Asked.STOP
+        return Asked.PAUSE if self._heartbeat.pause_requested.is_set() else Asked.NOTHING
 
     def _check_threads(self, shipping: Future[None] | None) -> None:
         """Pass on what ended another thread: a lost lease, or a defect."""
@@ -348,6 +366,8 @@ class JobRunner:
 
     def _conclude(self, verdict: Verdict) -> None:
         """Write the verdict down; the one place where a claim ends."""
+        # Of a download that failed; what an engine has said is there.
+        self._ship_log(attempt=self._claim.lease.attempt)
         result_file = self._write_result_file() if isinstance(verdict, Succeeded) else None
         self._persist(lambda: self._write(verdict, result_file), "ending the job")
         log.info("attempt_ended", verdict=type(verdict).__name__.lower())
@@ -388,6 +408,8 @@ class JobRunner:
                 lifecycle.fail(self._db, lease, verdict.failure)
             case Cancelled():
                 lifecycle.cancelled(self._db, lease)
+            case Paused():
+                lifecycle.paused(self._db, lease)
             case Released():
                 lifecycle.release(self._db, lease, reason=verdict.reason)
             case Died():

@@ -27,6 +27,9 @@ class WorkerSettings(JobsSettings):
     stop_grace_s: float = Field(default=50.0, ge=0)
     """Time an engine has between SIGTERM and SIGKILL to write its checkpoint. Below the 60 s after which `lomo up` and
     compose kill the worker itself, so that the job can still be given back."""
+    pause_grace_s: float = Field(default=600.0, ge=0)
+    """The same for a job that is to be paused, where nobody is in a hurry and the checkpoint is all that matters:
+    30 GB at 100 MB/s, slow for a disk, take 300 s."""
     ship_every_s: float = Field(default=0.2, gt=0)
     """Interval in which the engine's journal is read: what a live log lags behind. A batch costs about 5 ms."""
     measure_every_s: float = Field(default=60.0, gt=0)

@@ -1,9 +1,9 @@
-"""`lomo jobs`: create, watch and end fine-tuning jobs."""
+"""`lomo jobs`: create, clone, watch and end fine-tuning jobs; what else can be done to them: `job_control.py`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +41,9 @@ from cli.sse import Patience, iterate
 from cli.upload import resolve_file
 from cli.view import event_line
 
-_JOBS = "/fine_tuning/jobs"
+JOBS = "/fine_tuning/jobs"
+"""Below `/v1`."""
+
 _TABLE_POINTS = 20  # fits a screen
 _INTERRUPTED = 130
 
@@ -64,7 +66,7 @@ class BodyOptions:
     table: dict[str, Any]
     """Values of `cli.job_options.JOB_OPTIONS`."""
 
-    def make_body(self, client: ApiClient) -> Json:
+    def make_body(self, client: ApiClient, *, required: Sequence[str] = ("model", "training_file")) -> Json:
         """Build the request's body; files given by their paths are uploaded, last, when all else is known to be right.
 
         Raises:
@@ -76,7 +78,7 @@ class BodyOptions:
         values += parse_engine_options(self.lomo)
         values += [(("metadata", key), text) for key, text in parse_metadata(self.metadata).items()]
         body = place_values(read_config(self.config) if self.config else {}, values)
-        for name in ("model", "training_file"):
+        for name in required:
             if not body.get(name):
                 raise UsageError(f"a job needs --{name.replace('_', '-')} (or {name!r} in the file of --config)")
         for name in ("training_file", "validation_file"):
@@ -114,15 +116,43 @@ def create_job(  # noqa: PLR0913 - an argument table
     """Create a job; its id is printed. With --follow the exit code is 0 only if the job succeeds."""
     options = BodyOptions(model, training_file, validation_file, metadata or [], lomo or [], config, table)
     with session.connect() as client:
-        job = client.post(_JOBS, options.make_body(client))
-        if not session.is_json:
-            typer.echo(job["id"])
-        elif not follow:
-            write_json(job)
-        if follow:
-            _follow(client, job["id"], session)
-        elif not session.is_json:
-            say(f"Created. See it run: lomo jobs follow {job['id']}")
+        _tell_created(client, client.post(JOBS, options.make_body(client)), session, follow=follow)
+
+
+@app.command("clone", cls=command_with_switches(*SWITCHES))
+@with_session
+@_with_body_options
+def clone_job(  # noqa: PLR0913 - an argument table
+    job_id: JobId,
+    *,
+    model: Annotated[str | None, typer.Option(help="Another model to start from.")] = None,
+    training_file: Annotated[str | None, typer.Option(metavar="ID|PATH", help="Other data.")] = None,
+    validation_file: Annotated[str | None, typer.Option(metavar="ID|PATH", help="Likewise.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="In place of the job's.")] = None,
+    lomo: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any engine option. Repeatable.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="What changes, as a request's body; options win over it.")
+    ] = None,
+    follow: Annotated[bool, typer.Option(help="Stay until the job has ended, and show its progress.")] = False,
+    table: dict[str, Any],
+    session: Session,
+) -> None:
+    """Create a job like another one, its seed included, but for the options given here; its id is printed."""
+    options = BodyOptions(model, training_file, validation_file, metadata or [], lomo or [], config, table)
+    with session.connect() as client:
+        job = client.post(f"{JOBS}/{job_id}/clone", options.make_body(client, required=()))
+        _tell_created(client, job, session, follow=follow)
+
+
+def _tell_created(client: ApiClient, job: Json, session: Session, *, follow: bool) -> None:
+    if not session.is_json:
+        typer.echo(job["id"])
+    elif not follow:
+        write_json(job)
+    if follow:
+        _follow(client, job["id"], session)
+    elif not session.is_json:
+        say(f"Created. See it run: lomo jobs follow {job['id']}")
 
 
 @app.command("list")
@@ -130,7 +160,7 @@ def create_job(  # noqa: PLR0913 - an argument table
 def list_jobs(*, limit: Limit = 20, session: Session) -> None:
     """List jobs, newest first."""
     with session.connect() as client:
-        page = client.list(_JOBS, limit=limit)
+        page = client.list(JOBS, limit=limit)
     if session.is_json:
         write_json(page)
         return
@@ -147,7 +177,7 @@ def list_jobs(*, limit: Limit = 20, session: Session) -> None:
 def get_job(job_id: JobId, *, session: Session) -> None:
     """Show one job."""
     with session.connect() as client:
-        job = client.get(f"{_JOBS}/{job_id}")
+        job = client.get(f"{JOBS}/{job_id}")
     if session.is_json:
         write_json(job)
     else:
@@ -159,7 +189,7 @@ def get_job(job_id: JobId, *, session: Session) -> None:
 def cancel_job(job_id: JobId, *, session: Session) -> None:
     """Cancel a job; a running one ends within seconds."""
     with session.connect() as client:
-        job = client.post(f"{_JOBS}/{job_id}/cancel")
+        job = client.post(f"{JOBS}/{job_id}/cancel")
     if session.is_json:
         write_json(job)
         return
@@ -179,11 +209,11 @@ def list_events(
     """Show a job's newest events, oldest first; as JSON with --follow, one per line."""
     with session.connect() as client:
         if follow:
-            for frame in iterate(client, f"{_JOBS}/{job_id}/events?stream=true", Patience(on_wait=say)):
+            for frame in iterate(client, f"{JOBS}/{job_id}/events?stream=true", Patience(on_wait=say)):
                 event = json.loads(frame.data)
                 write_json_line(event) if session.is_json else typer.echo(event_line(event))
             return
-        page = client.list(f"{_JOBS}/{job_id}/events", limit=limit)
+        page = client.list(f"{JOBS}/{job_id}/events", limit=limit)
     if session.is_json:
         write_json(page)
         return
@@ -196,7 +226,7 @@ def list_events(
 def list_checkpoints(job_id: JobId, *, limit: Limit = 20, session: Session) -> None:
     """List a job's checkpoints, newest first."""
     with session.connect() as client:
-        page = client.list(f"{_JOBS}/{job_id}/checkpoints", limit=limit)
+        page = client.list(f"{JOBS}/{job_id}/checkpoints", limit=limit)
     if session.is_json:
         write_json(page)
         return
@@ -227,7 +257,7 @@ def show_metrics(
     """Show a job's figures by step: loss, learning rate, speed, memory."""
     points = max_points or (None if session.is_json else _TABLE_POINTS)
     with session.connect() as client:
-        body = client.get(f"{_JOBS}/{job_id}/metrics", {"max_points": points})
+        body = client.get(f"{JOBS}/{job_id}/metrics", {"max_points": points})
     if session.is_json:
         write_json(body)
         return
@@ -276,6 +306,12 @@ def _follow(client: ApiClient, job_id: str, session: Session) -> Json:
     return job
 
 
+def _status(job: Json) -> str:
+    lomo = job.get("lomo") or {}
+    asked = [what for what in ("cancel", "pause") if lomo.get(f"{what}_requested")]
+    return f"{job['status']} ({asked[0]} requested)" if asked else str(job["status"])
+
+
 def _progress(job: Json) -> str:
     lomo = job.get("lomo") or {}
     total = lomo.get("total_steps")
@@ -288,7 +324,7 @@ def _fields(job: Json) -> list[tuple[str, str]]:
     memory = lomo.get("memory") or {}
     fields = {
         "id": job["id"],
-        "status": job["status"] + (" (cancel requested)" if lomo.get("cancel_requested") else ""),
+        "status": _status(job),
         "error": error.get("message"),
         "model": job["model"],
         "fine-tuned model": job["fine_tuned_model"],
@@ -300,6 +336,7 @@ def _fields(job: Json) -> list[tuple[str, str]]:
         "finished": format_time(job.get("finished_at")),
         "host": lomo.get("host"),
         "attempt": lomo.get("attempt"),
+        "place in queue": lomo.get("queue_position"),
         "waiting for": lomo.get("waiting_for"),
         "hyperparameters": _pairs(job["hyperparameters"]),
         "optimizer": _pairs({key: lomo.get(key) for key in ("optimizer", "learning_rate", "schedule", "precision")}),

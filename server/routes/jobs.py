@@ -1,4 +1,4 @@
-"""`/v1/fine_tuning/jobs`: create, list, watch, get and cancel."""
+"""`/v1/fine_tuning/jobs`: create, clone, list, watch, get, pause, resume, cancel and delete."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 
-from jobs import catalog, dispatch, idempotency, lifecycle, reads, submission
+from jobs import catalog, deletion, dispatch, idempotency, lifecycle, reads, submission
 from jobs.catalog import ModelSource
 from jobs.errors import InvalidRequestError
 from jobs.idempotency import Arrival
@@ -17,7 +17,7 @@ from jobs.planning import PlannedJob, plan_job
 from jobs.spec import JobSpec
 from lomo_core.errors import UnforeseenModelError
 from server import schemas
-from server.deps import Caller, CreationDep, ServicesDep, authenticated, get_watcher
+from server.deps import Caller, CloneDep, CreationDep, ServicesDep, authenticated, get_watcher
 from server.describe import describe_jobs
 from server.services import Services
 from server.sse import EventStreamResponse, stream_jobs
@@ -79,6 +79,40 @@ def cancel_job(job_id: str, caller: Caller, services: ServicesDep) -> schemas.Fi
     """Cancel a job: at once where it waits, by its worker where it runs (`lomo.cancel_requested` until then)."""
     job = lifecycle.request_cancel(services.db, organization_id=caller.organization_id, job_id=job_id)
     return describe_jobs(services.db, services.settings, [job])[0]
+
+
+@router.post("/{job_id}/pause")
+def pause_job(job_id: str, caller: Caller, services: ServicesDep) -> schemas.FineTuningJob:
+    """Pause a job: at once where it is queued, by its worker where it runs (`lomo.pause_requested` until then)."""
+    job = lifecycle.request_pause(services.db, organization_id=caller.organization_id, job_id=job_id)
+    return describe_jobs(services.db, services.settings, [job])[0]
+
+
+@router.post("/{job_id}/resume")
+def resume_job(
+    job_id: str, caller: Caller, services: ServicesDep, background: BackgroundTasks
+) -> schemas.FineTuningJob:
+    """Queue a paused job again; it goes on from its last checkpoint."""
+    job = lifecycle.resume(services.db, organization_id=caller.organization_id, job_id=job_id)
+    background.add_task(dispatch.ring, services.broker)
+    return describe_jobs(services.db, services.settings, [job])[0]
+
+
+@router.post("/{job_id}/clone")
+def clone_job(
+    clone: CloneDep, caller: Caller, services: ServicesDep, background: BackgroundTasks, response: Response
+) -> schemas.FineTuningJob:
+    """Queue a job like another one, with other options where the body names some; once for one request."""
+    return create_job(clone, caller, services, background, response)
+
+
+@router.delete("/{job_id}")
+def delete_job(job_id: str, caller: Caller, services: ServicesDep) -> schemas.DeletedJob:
+    """Remove a job that has ended: what is known of it, its models, and its folder."""
+    bytes_freed = deletion.delete_job(
+        services.db, organization_id=caller.organization_id, job_id=job_id, runs_dir=services.settings.runs_dir
+    )
+    return schemas.DeletedJob(id=job_id, bytes_freed=bytes_freed)
 
 
 def _submit(

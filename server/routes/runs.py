@@ -6,14 +6,23 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from jobs import reads, series
+from jobs import reads, runlog, series
 from jobs.errors import InvalidRequestError
-from jobs.ids import parse_event_id
+from jobs.ids import parse_event_id, parse_log_line_id
+from jobs.keys import Principal
 from jobs.spec import read_stored
 from server import schemas
 from server.deps import Caller, ServicesDep, authenticated, get_watcher
-from server.describe import describe_attempt, describe_checkpoint, describe_evaluation, describe_event
-from server.sse import EventStreamResponse, stream_events
+from server.describe import (
+    describe_attempt,
+    describe_checkpoint,
+    describe_evaluation,
+    describe_event,
+    describe_log_line,
+)
+from server.feeds import EVENTS, LOG, POINTS, Feed
+from server.services import Services
+from server.sse import EventStreamResponse, stream_feed
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", dependencies=[Depends(authenticated)])
 
@@ -29,17 +38,30 @@ def list_events(
     query: Annotated[schemas.EventsQuery, Query()],
 ) -> schemas.EventList | Response:
     """A job's events, newest first; as a stream: oldest first from `after`, live until the job has ended."""
-    accepts_stream = "text/event-stream" in request.headers.get("accept", "")
-    if not (accepts_stream if query.stream is None else query.stream):
+    if not _asks_for_stream(request, query.stream):
         page = reads.list_events(
             services.db, organization_id=caller.organization_id, job_id=job_id, limit=query.limit, after=query.after
         )
         return schemas.EventList(data=[describe_event(event) for event in page.items], has_more=page.has_more)
-    job = reads.get_job(services.db, organization_id=caller.organization_id, job_id=job_id)
-    # A browser that connects again sends the header with the first connection's address, so the header wins.
-    seq = _read_position(job_id, request.headers.get("last-event-id") or query.after)
-    watcher = get_watcher(request, services, caller)
-    return EventStreamResponse(stream_events(services.hub, job, watcher=watcher, after=seq, event_pings=query.pings))
+    return _stream(EVENTS, request, job_id, caller, services, query=query)
+
+
+@router.get("/logs", response_model=None)
+def list_logs(
+    request: Request,
+    job_id: str,
+    caller: Caller,
+    services: ServicesDep,
+    query: Annotated[schemas.LogsQuery, Query()],
+) -> schemas.LogList | Response:
+    """The lines that a job's engines printed, newest first; as a stream: oldest first, live until the job has ended."""
+    if _asks_for_stream(request, query.stream):
+        return _stream(LOG, request, job_id, caller, services, query=query)
+    before = _read_position(LOG, job_id, query.after) if query.after else None
+    page = runlog.list_lines(
+        services.db, organization_id=caller.organization_id, job_id=job_id, limit=query.limit, before=before
+    )
+    return schemas.LogList(data=[describe_log_line(line) for line in page.items], has_more=page.has_more)
 
 
 @router.get("/checkpoints")
@@ -60,14 +82,17 @@ def list_checkpoints(
     return schemas.CheckpointList(data=data, first_id=first, last_id=last, has_more=page.has_more)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_model=None)
 def get_metrics(
+    request: Request,
     job_id: str,
     caller: Caller,
     services: ServicesDep,
     query: Annotated[schemas.MetricsQuery, Query()],
-) -> schemas.JobMetrics:
-    """A run's series over all steps or a window of them, thinned to `max_points`."""
+) -> schemas.JobMetrics | Response:
+    """A run's series over all steps or a window of them, thinned to `max_points`; as a stream: each point, live."""
+    if _asks_for_stream(request, query.stream):
+        return _stream(POINTS, request, job_id, caller, services, query=query)
     job = reads.get_job(services.db, organization_id=caller.organization_id, job_id=job_id)
     columns = series.read_metrics(
         services.db,
@@ -86,8 +111,39 @@ def get_metrics(
     )
 
 
-def _read_position(job_id: str, text: str | None) -> int:
-    """The sequence number in a stream's starting point: a number or an event's id; 0 where there is none.
+def _asks_for_stream(request: Request, stream: bool | None) -> bool:
+    """Whether the answer is to be a stream: as the query says, else as the Accept header does."""
+    return "text/event-stream" in request.headers.get("accept", "") if stream is None else stream
+
+
+def _stream(
+    feed: Feed,
+    request: Request,
+    job_id: str,
+    caller: Principal,
+    services: Services,
+    *,
+    query: schemas.EventsQuery | schemas.LogsQuery | schemas.MetricsQuery,
+) -> EventStreamResponse:
+    """Follow a job from where the client was, or from the beginning.
+
+    Raises:
+        NotFoundError: no such job of this organization.
+        InvalidRequestError: where the client was is not a place of this feed.
+        ApiError: there is no room for another stream.
+    """
+    job = reads.get_job(services.db, organization_id=caller.organization_id, job_id=job_id)
+    # A browser that connects again sends the header with the first connection's address, so the header wins.
+    seq = _read_position(feed, job_id, request.headers.get("last-event-id") or query.after)
+    watcher = get_watcher(request, services, caller)
+    return EventStreamResponse(
+        stream_feed(services.hub, feed, job, watcher=watcher, after=seq, event_pings=query.pings)
+    )
+
+
+def _read_position(feed: Feed, job_id: str, text: str | None) -> int:
+    """The number in a starting point, which is a number or the id of an event (or of a log's line); 0 where there is
+    none.
 
     Raises:
         InvalidRequestError: it is neither.
@@ -96,8 +152,8 @@ def _read_position(job_id: str, text: str | None) -> int:
         return 0
     if text.isascii() and text.isdecimal() and len(text) <= _MAX_SEQ_DIGITS:
         return int(text)
-    seq = parse_event_id(job_id, text)
+    seq = parse_log_line_id(job_id, text) if feed is LOG else parse_event_id(job_id, text)
     if seq is None:
-        message = f"A stream of {job_id} starts after the number or the id of one of its events."
-        raise InvalidRequestError(message, param="after")
+        what = "lines of its log" if feed is LOG else "events"
+        raise InvalidRequestError(f"{job_id} is read after the number or the id of one of its {what}.", param="after")
     return seq

@@ -24,7 +24,9 @@ from server.schemas.job_creation import Supervised as Supervised
 from server.schemas.jobs import Attempt as Attempt
 from server.schemas.jobs import CheckpointList as CheckpointList
 from server.schemas.jobs import CheckpointMetrics as CheckpointMetrics
+from server.schemas.jobs import DeletedJob as DeletedJob
 from server.schemas.jobs import Evaluation as Evaluation
+from server.schemas.jobs import EvaluationPoint as EvaluationPoint
 from server.schemas.jobs import EventList as EventList
 from server.schemas.jobs import FineTuningJob as FineTuningJob
 from server.schemas.jobs import ForeignLomo as ForeignLomo
@@ -32,10 +34,13 @@ from server.schemas.jobs import JobCheckpoint as JobCheckpoint
 from server.schemas.jobs import JobError as JobError
 from server.schemas.jobs import JobEvent as JobEvent
 from server.schemas.jobs import JobList as JobList
+from server.schemas.jobs import JobLogLine as JobLogLine
 from server.schemas.jobs import JobLomo as JobLomo
 from server.schemas.jobs import JobMetrics as JobMetrics
 from server.schemas.jobs import JobPage as JobPage
+from server.schemas.jobs import LogList as LogList
 from server.schemas.jobs import Memory as Memory
+from server.schemas.jobs import MetricPoint as MetricPoint
 from server.schemas.jobs import RunState as RunState
 from server.schemas.jobs import UsedHyperparameters as UsedHyperparameters
 from server.schemas.jobs import UsedMethod as UsedMethod
@@ -50,8 +55,12 @@ from server.schemas.queries import CheckpointsQuery as CheckpointsQuery
 from server.schemas.queries import EventsQuery as EventsQuery
 from server.schemas.queries import FilesQuery as FilesQuery
 from server.schemas.queries import JobsQuery as JobsQuery
+from server.schemas.queries import LogsQuery as LogsQuery
 from server.schemas.queries import MetricsQuery as MetricsQuery
+from server.schemas.queries import QueueQuery as QueueQuery
 from server.schemas.queries import WebhooksQuery as WebhooksQuery
+from server.schemas.queue import Queue as Queue
+from server.schemas.queue import QueuedJob as QueuedJob
 from server.schemas.webhooks import ChangeWebhookEndpoint as ChangeWebhookEndpoint
 from server.schemas.webhooks import CreateWebhookEndpoint as CreateWebhookEndpoint
 from server.schemas.webhooks import DeletedWebhookEndpoint as DeletedWebhookEndpoint

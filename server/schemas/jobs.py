@@ -68,6 +68,10 @@ class RunState(BaseModel):
     host: str | None
     started_at: int | None
     cancel_requested: bool
+    pause_requested: bool
+    """Its worker has been asked to pause it, and has not done so yet."""
+    queue_position: int | None
+    """Of a queued job, among those of all organizations: 1 is the next to be claimed."""
     waiting_for: str | None
     """Why a queued job waits, as of this answer: `memory: ...`, `slot: ...` or `worker: ...`."""
     step: int
@@ -136,6 +140,16 @@ class FineTuningJob(BaseModel):
     method: UsedMethod
     metadata: dict[str, str]
     lomo: JobLomo | ForeignLomo
+
+
+class DeletedJob(BaseModel):
+    """What is left of a job, in OpenAI's form for deleted objects."""
+
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    id: str
+    deleted: Literal[True] = True
+    bytes_freed: int
+    """On the disk."""
 
 
 class JobEvent(BaseModel):
@@ -209,6 +223,59 @@ class Attempt(BaseModel):
     ended_at: int | None
     outcome: str | None
     detail: str | None
+
+
+class MetricPoint(BaseModel):
+    """The figures of one step, as a stream brings them: the names are those of the columns in `JobMetrics`."""
+
+    object: Literal["fine_tuning.job.metrics.point"] = "fine_tuning.job.metrics.point"
+    step: int
+    attempt: int
+    time: float
+    total_steps: int | None
+    epoch: float | None
+    loss: float | None
+    mean_token_accuracy: float | None
+    learning_rate: float | None
+    grad_norm: float | None
+    tokens_per_s: float | None
+    step_s: float | None
+    parameters_bytes: int | None
+    gradients_bytes: int | None
+    optimizer_bytes: int | None
+    activations_bytes: int | None
+    other_bytes: int | None
+    peak_bytes: int | None
+
+
+class EvaluationPoint(BaseModel):
+    """An evaluation, as a stream of figures brings it."""
+
+    object: Literal["fine_tuning.job.metrics.evaluation"] = "fine_tuning.job.metrics.evaluation"
+    step: int
+    attempt: int
+    time: float
+    num_rows: int | None
+    valid_loss: float | None
+    valid_mean_token_accuracy: float | None
+    choice_accuracy: float | None
+
+
+class JobLogLine(BaseModel):
+    """A line that an engine of the job printed; `seq` numbers the job's lines from 1."""
+
+    object: Literal["fine_tuning.job.log"] = "fine_tuning.job.log"
+    id: str
+    created_at: int
+    text: str
+    seq: int
+    attempt: int
+
+
+class LogList(Page):
+    """A page of a job's log, newest first."""
+
+    data: list[JobLogLine]
 
 
 class JobMetrics(BaseModel):

@@ -23,15 +23,26 @@ class JobsQuery(BaseModel):
     stream: bool = False
 
 
-class EventsQuery(BaseModel):
-    """The query of a job's events."""
+class _FeedQuery(BaseModel):
+    """What every query has that may ask for a stream."""
 
-    limit: int = Field(default=20, ge=1, le=_MAX_PAGE)
     after: str | None = None
     stream: bool | None = None
     """None: as the Accept header says."""
     pings: bool = False
     """Pings as events in place of comments, on a stream."""
+
+
+class EventsQuery(_FeedQuery):
+    """The query of a job's events."""
+
+    limit: int = Field(default=20, ge=1, le=_MAX_PAGE)
+
+
+class LogsQuery(_FeedQuery):
+    """The query of a job's log."""
+
+    limit: int = Field(default=100, ge=1, le=_MAX_PAGE)
 
 
 class CheckpointsQuery(BaseModel):
@@ -41,12 +52,18 @@ class CheckpointsQuery(BaseModel):
     after: str | None = None
 
 
-class MetricsQuery(BaseModel):
-    """The query of a job's series."""
+class MetricsQuery(_FeedQuery):
+    """The query of a job's series; `after` is of the stream."""
 
     max_points: int = Field(default=1000, ge=1, le=2000)
     first_step: int | None = Field(default=None, ge=0, le=_MAX_STEP)
     last_step: int | None = Field(default=None, ge=0, le=_MAX_STEP)
+
+
+class QueueQuery(BaseModel):
+    """The query of the queue."""
+
+    limit: int = Field(default=100, ge=1, le=_MAX_PAGE)
 
 
 class FilesQuery(BaseModel):

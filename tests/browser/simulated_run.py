@@ -184,6 +184,10 @@ class SimulatedRun:
         self.ship(engine.Failed(code="out_of_memory", message=message, memory=memory, suggestion={"batch_size": 2}))
         self.fail("out_of_memory", message)
 
+    def paused(self) -> None:
+        """The worker has seen the request, and its engine has stopped."""
+        lifecycle.paused(self.db, self.lease)
+
     def cancelled(self) -> None:
         """End as the user asked."""
         lifecycle.cancelled(self.db, self.lease)

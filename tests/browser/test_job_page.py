@@ -126,6 +126,21 @@ def test_a_double_click_on_cancel_does_no_harm_and_cancel_asks_once(signed_in: O
     expect(page.get_by_role("button", name="Cancelling")).to_have_count(0)
 
 
+def test_a_job_is_paused_and_resumed(signed_in: OpenPage, dashboard: Dashboard) -> None:
+    run = start(dashboard)
+    page = signed_in()
+    open_job(page, dashboard, run.lease.job_id)
+    with page.expect_response("**/pause"):
+        page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_role("button", name="Pausing")).to_be_disabled()
+    run.paused()
+    expect(page.locator(".jobhead .pill")).to_have_text("Paused")
+    with page.expect_response("**/resume"):
+        page.get_by_role("button", name="Resume").click()
+    expect(page.locator(".jobhead .pill")).to_have_text("Queued")
+    expect(page.get_by_role("button", name="Pause")).to_be_enabled()
+
+
 def test_a_waiting_job_is_cancelled_at_once(signed_in: OpenPage, dashboard: Dashboard) -> None:
     job_id = submit(dashboard.db, "support-replies")
     page = signed_in()

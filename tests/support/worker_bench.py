@@ -134,6 +134,14 @@ class Bench:
         """Ask for the job's end, as the API does."""
         lifecycle.request_cancel(self.db, organization_id=ORGANIZATION, job_id=job_id)
 
+    def pause(self, job_id: str) -> None:
+        """Ask for the job's pause, as the API does."""
+        lifecycle.request_pause(self.db, organization_id=ORGANIZATION, job_id=job_id)
+
+    def resume(self, job_id: str) -> None:
+        """Let a paused job go on, as the API does."""
+        lifecycle.resume(self.db, organization_id=ORGANIZATION, job_id=job_id)
+
 
 class CeleryWorker:
     """A real worker: `python -m celery -A worker.app worker`, with beat in it, in a session of its own."""

@@ -74,6 +74,16 @@ export class JobFeed {
     this.#publish({ job: jobView(await postJson(`${this.path}/cancel`)) });
   }
 
+  /** Ask for the job's pause. Throws as `cancel`. */
+  async pause() {
+    this.#publish({ job: jobView(await postJson(`${this.path}/pause`)) });
+  }
+
+  /** Let a paused job go on. Throws as `cancel`. */
+  async resume() {
+    this.#publish({ job: jobView(await postJson(`${this.path}/resume`)) });
+  }
+
   /** Add older events to the tabs. */
   async older() {
     try {

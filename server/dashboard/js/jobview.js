@@ -48,6 +48,7 @@ export function jobView(job) {
     took: job.finished_at ? job.finished_at - begun : null,
     attempt: lomo.attempt ?? 0,
     cancelRequested: Boolean(lomo.cancel_requested) && !TERMINAL.has(job.status),
+    pauseRequested: Boolean(lomo.pause_requested),
     host: lomo.host ?? null,
     device: lomo.device ?? null,
     parameters: lomo.num_parameters ?? null,
@@ -91,6 +92,7 @@ export function progressText(view) {
   switch (view.status) {
     case 'running':
       if (view.cancelRequested) return ['Stopping as asked', ''];
+      if (view.pauseRequested) return ['Pausing as asked', ''];
       if (!view.step) return ['Loading model and data', ''];
       return [steps, view.eta == null ? '' : `about ${duration(view.eta)} left`];
     case 'succeeded':

@@ -1,8 +1,8 @@
 """The lease as a state machine: random interleavings of workers, users, time and the reaper keep the promises.
 
 Promises: an accepted job exists for ever and ends; a terminal status never changes; only the newest claim writes; event
-numbers have no gap; a cancelled job never runs again; no host runs more than fits its memory. Time is simulated by
-moving the rows' times back.
+numbers have no gap; a cancelled job never runs again; a pause happens or is taken back; no host runs more than fits its
+memory. Time is simulated by moving the rows' times back.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.ended: dict[str, str] = {}
         self.owner: dict[str, Claim] = {}
         self.cancelled: set[str] = set()
+        self.pausing: set[str] = set()
         self.lines: dict[tuple[str, int], int] = {}
 
     @rule(target=jobs, priority=st.integers(-1, 1), planned_bytes=st.sampled_from([None, 1, 4, 7, 20]))
@@ -66,6 +67,7 @@ class LeaseMachine(RuleBasedStateMachine):
             return multiple()
         assert claimed.lease.job_id not in self.owner, "claimed while somebody owns it"
         assert claimed.lease.job_id not in self.cancelled, "a cancelled job runs again"
+        assert self.status(claimed.lease.job_id) == "running"
         self.owner[claimed.lease.job_id] = claimed
         return claimed
 
@@ -75,6 +77,7 @@ class LeaseMachine(RuleBasedStateMachine):
         with self.owned(claimed):
             asked = lifecycle.renew(self.db, claimed.lease, lease_s=LEASE_S)
             assert asked.cancel == (job_id in self.cancelled), "cancel is not delivered with the renewal"
+            assert asked.pause == (job_id in self.pausing), "pause is not delivered with the renewal"
 
     @rule(claimed=claims, repeat=st.booleans())
     def ship(self, claimed: Claim, repeat: bool) -> None:
@@ -88,7 +91,7 @@ class LeaseMachine(RuleBasedStateMachine):
             if repeat:
                 assert eventlog.ship(self.db, claimed.lease, [(number, line)], attempt=key[1], relative=str) == 0
 
-    @rule(claimed=claims, how=st.sampled_from(["succeed", "fail", "cancelled", "retry", "release"]))
+    @rule(claimed=claims, how=st.sampled_from(["succeed", "fail", "cancelled", "paused", "retry", "release"]))
     def finish(self, claimed: Claim, how: str) -> None:
         lease = claimed.lease
         with self.owned(claimed):
@@ -100,11 +103,47 @@ class LeaseMachine(RuleBasedStateMachine):
                 case "cancelled":
                     lifecycle.cancelled(self.db, lease)
                     self.cancelled.add(lease.job_id)
+                case "paused":
+                    lifecycle.paused(self.db, lease)
                 case "retry":
                     lifecycle.retry(self.db, lease, reason="killed", policy=POLICY)
                 case "release":
                     lifecycle.release(self.db, lease, reason="stopping")
-            del self.owner[lease.job_id]
+            self.gave_back(lease.job_id)
+
+    def gave_back(self, job_id: str) -> None:
+        """Nobody owns the job now; a pause that was asked for has happened, unless the job has ended."""
+        del self.owner[job_id]
+        if job_id in self.pausing:
+            self.pausing.discard(job_id)
+            assert self.status(job_id) in {"paused", *TERMINAL}, "a pause was forgotten"
+
+    @rule(job_id=jobs)
+    def pause(self, job_id: str) -> None:
+        before = self.status(job_id)
+        try:
+            lifecycle.request_pause(self.db, organization_id=ORGANIZATION, job_id=job_id)
+        except InvalidStateError:
+            assert before in {"paused", *TERMINAL} or job_id in self.cancelled
+        else:
+            assert before in {"queued", "running"}
+            if before == "running":
+                self.pausing.add(job_id)
+
+    @rule(job_id=jobs)
+    def resume(self, job_id: str) -> None:
+        before = self.status(job_id)
+        try:
+            lifecycle.resume(self.db, organization_id=ORGANIZATION, job_id=job_id)
+        except InvalidStateError:
+            assert before != "paused"
+            assert job_id not in self.pausing
+        else:
+            assert before == "paused" or job_id in self.pausing
+            self.pausing.discard(job_id)
+
+    def status(self, job_id: str) -> str:
+        return reads.get_job(self.db, organization_id=ORGANIZATION, job_id=job_id).status
 
     @rule(job_id=jobs)
     def cancel(self, job_id: str) -> None:
@@ -130,12 +169,12 @@ class LeaseMachine(RuleBasedStateMachine):
     def reap(self) -> None:
         for job_id in lifecycle.reap(self.db, every_s=3600, lease_s=LEASE_S, grace_s=GRACE_S, policy=POLICY):
             assert job_id in self.owner, "reaped a job that nobody owned"
-            del self.owner[job_id]
+            self.gave_back(job_id)
 
     @rule(host=st.sampled_from("AB"))
     def restart_worker(self, host: str) -> None:
         for job_id in lifecycle.release_dead(self.db, host=host, incarnation="2", policy=POLICY):
-            del self.owner[job_id]
+            self.gave_back(job_id)
 
     @invariant()
     def promises(self) -> None:
@@ -163,6 +202,9 @@ class LeaseMachine(RuleBasedStateMachine):
         """With time passing and one honest worker, everything ends."""
         for claimed in list(self.owner.values()):
             lifecycle.release(self.db, claimed.lease, reason="stopping")
+        for job_id in self.accepted:
+            if self.status(job_id) == "paused":
+                lifecycle.resume(self.db, organization_id=ORGANIZATION, job_id=job_id)
         self.advance(3600)
         while (claimed := lifecycle.claim(self.db, owner="Z/1", lease_s=LEASE_S)) is not None:
             lifecycle.succeed(self.db, claimed.lease, model_path="m", weights_sha256="w", trained_tokens=1)

@@ -14,8 +14,8 @@ from sqlalchemy import text
 from jobs import lifecycle, reads
 from jobs.keys import Principal
 from local.postgres import Postgres
+from server import feeds, sse
 from server import hub as hub_module
-from server import sse
 
 from .conftest import Follower, Run, RunningServer, Site
 
@@ -85,7 +85,7 @@ def test_done_at_once_where_everything_was_seen(site: Site, seen: str) -> None:
 def test_a_position_from_the_future_does_not_hide_events(site: Site) -> None:
     run = site.run()
     follower = site.follow_job(run.job_id, "&after=999")
-    site.wait_until(lambda: run.job_id in site.server.services.hub._events, 10, "the subscription")
+    site.wait_until(lambda: run.job_id in site.server.services.hub._feeds, 10, "the subscription")
     run.message("hello")
     follower.wait_for(lambda: follower.seqs == [NUM_OPENING + 1], "the new event")
 
@@ -118,7 +118,7 @@ def test_many_clients_cost_one_query_per_batch(site: Site) -> None:
     hub = site.server.services.hub
     for follower in followers:
         follower.wait_for(lambda follower=follower: len(follower.seqs) == NUM_OPENING, "the replay")  # type: ignore[misc]
-    topic = hub._events[run.job_id]
+    topic = hub._feeds[run.job_id][feeds.EVENTS]
     site.wait_until(lambda: len(topic.queues) == 20 and not topic.wake.is_set(), 10, "20 subscriptions")
     before = hub.num_queries
     for step in range(1, 11):
@@ -133,7 +133,7 @@ def test_many_clients_cost_one_query_per_batch(site: Site) -> None:
 
 
 def test_more_events_than_a_page(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "PAGE_EVENTS", 7)
+    monkeypatch.setattr(feeds, "PAGE_EVENTS", 7)
     run = site.run()
     run.message(*(f"line {number}" for number in range(40)))
     follower = site.follow_job(run.job_id)
@@ -156,11 +156,11 @@ def test_a_client_that_lags_reads_on_from_the_database(site: Site, monkeypatch: 
     loop = services.hub._listener.get_loop()
 
     async def open_stream() -> tuple[AsyncIterator[bytes], bytes]:
-        stream = sse.stream_events(services.hub, job, watcher=watcher, after=0, event_pings=False)
+        stream = sse.stream_feed(services.hub, feeds.EVENTS, job, watcher=watcher, after=0, event_pings=False)
         return stream, await anext(stream) + await anext(stream)
 
     stream, opening = asyncio.run_coroutine_threadsafe(open_stream(), loop).result(10)
-    topic = services.hub._events[run.job_id]
+    topic = services.hub._feeds[run.job_id][feeds.EVENTS]
     for number in range(10):
         run.message(f"line {number}")
         site.wait_until(lambda number=number: topic.position == NUM_OPENING + 1 + number, 10, "the batch")  # type: ignore[misc]
@@ -174,7 +174,7 @@ def test_a_client_that_lags_reads_on_from_the_database(site: Site, monkeypatch: 
     ids = [int(line[4:]) for line in body.decode().splitlines() if line.startswith("id: ")]
     assert ids == list(range(1, NUM_OPENING + 10 + 2 + 1))
     assert body.endswith(b"data: [DONE]\n\n")
-    assert run.job_id not in services.hub._events
+    assert run.job_id not in services.hub._feeds
 
 
 def test_lost_database_connections_lose_no_event(site: Site) -> None:
@@ -240,7 +240,7 @@ def test_a_client_that_leaves_is_forgotten(site: Site) -> None:
         lines = response.iter_lines()
         assert next(lines) == "retry: 3000"
         site.wait_until(lambda: hub._open.total() == 1, 10, "the stream to be counted")
-    site.wait_until(lambda: not hub._events and hub._open.total() == 0, 10, "the stream to be forgotten")
+    site.wait_until(lambda: not hub._feeds and hub._open.total() == 0, 10, "the stream to be forgotten")
 
 
 def test_a_revoked_key_ends_its_streams(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,6 +225,82 @@ def test_cancel(server: ScriptedServer, lomo: Lomo, status: str, said: str) -> N
     assert lomo("jobs", "cancel", JOB_ID) == (0, f"{JOB_ID}\n", f"{said}\n")
 
 
+@pytest.mark.parametrize(
+    ("verb", "status", "said"),
+    [
+        ("pause", "paused", "Paused."),
+        ("pause", "running", "Its worker has been asked to pause it."),
+        ("resume", "queued", "Queued."),
+        ("resume", "running", "The pause was taken back: the job goes on."),
+    ],
+)
+def test_pause_and_resume(server: ScriptedServer, lomo: Lomo, verb: str, status: str, said: str) -> None:
+    server.on("POST", f"{JOB}/{verb}", Response(body=make_job(status=status)))
+    assert lomo("jobs", verb, JOB_ID) == (0, f"{JOB_ID}\n", f"{said}\n")
+    assert json.loads(lomo("jobs", verb, JOB_ID, "-o", "json").out)["status"] == status
+
+
+def test_delete_tells_what_is_free_again(server: ScriptedServer, lomo: Lomo) -> None:
+    answer = {"object": "fine_tuning.job", "id": JOB_ID, "deleted": True, "bytes_freed": 3 << 30}
+    server.on("DELETE", JOB, Response(body=answer))
+    assert lomo("jobs", "delete", JOB_ID) == (0, f"{JOB_ID}\n", "Deleted: 3.0 GiB are free again.\n")
+    refused = {"error": {"message": "Job has not ended.", "type": "invalid_request_error", "param": None, "code": "x"}}
+    server.on("DELETE", JOB, Response(status=400, body=refused))
+    code, out, err = lomo("jobs", "delete", JOB_ID)
+    assert (code, out, "has not ended" in err) == (1, "", True)
+
+
+def test_a_clone_sends_only_what_changes(server: ScriptedServer, lomo: Lomo) -> None:
+    made = make_job(id="ftjob-2")
+    server.on("POST", f"{JOB}/clone", Response(body=made))
+    assert lomo("jobs", "clone", JOB_ID).out == "ftjob-2\n"
+    options = ("--seed", "4", "--optimizer", "adalomo", "--n-epochs", "3", "--metadata", "a=b", "--suffix", "x")
+    assert lomo("jobs", "clone", JOB_ID, *options).code == 0
+    assert [request.json for request in server.requests] == [
+        {},
+        {
+            "seed": 4,
+            "suffix": "x",
+            "metadata": {"a": "b"},
+            "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
+            "lomo": {"optimizer": "adalomo"},
+        },
+    ]
+
+
+def log_line(seq: int, text: str) -> dict:
+    return {"object": "fine_tuning.job.log", "id": f"ftlog-x-{seq}", "created_at": 1, "text": text, "seq": seq}
+
+
+def test_logs_are_shown_oldest_first_and_cannot_drive_the_terminal(server: ScriptedServer, lomo: Lomo) -> None:
+    server.on("GET", f"{JOB}/logs", page(log_line(2, "\x1b[31msecond"), log_line(1, "a\tfirst")))
+    assert lomo("jobs", "logs", JOB_ID).out == "a       first\n\ufffd[31msecond\n"
+    assert "limit=100" in server.requests[0].path
+
+
+def test_followed_logs_end_with_the_stream(server: ScriptedServer, lomo: Lomo) -> None:
+    lines = [log_line(1, "first"), log_line(2, "second")]
+    frames = [f"id: {line['seq']}\nevent: log\ndata: {json.dumps(line)}\n\n".encode() for line in lines]
+    server.on("GET", f"{JOB}/logs", Response(chunks=[*frames, b"data: [DONE]\n\n"]))
+    assert lomo("jobs", "logs", JOB_ID, "--follow").out == "first\nsecond\n"
+    out = lomo("jobs", "logs", JOB_ID, "--follow", "-o", "json").out
+    assert [json.loads(line) for line in out.splitlines()] == lines
+
+
+def test_the_queue(server: ScriptedServer, lomo: Lomo) -> None:
+    item = {
+        "job_id": JOB_ID,
+        "position": 3,
+        "jobs_ahead": 2,
+        "predicted_start": None,
+        "waiting_for": "slot: all taken.",
+    }
+    server.on("GET", "/queue", Response(body={"num_queued": 5, "num_running": 1, "data": [item]}))
+    code, out, err = lomo("queue")
+    assert (code, err) == (0, "5 queued and 1 running, of all organizations.\n")
+    assert out.splitlines()[1].split() == ["3", JOB_ID, "2", "-", "slot:", "all", "taken."]
+
+
 def test_events_are_shown_oldest_first(server: ScriptedServer, lomo: Lomo) -> None:
     events = [make_event(2, "second", level="warn"), make_event(1, "first")]
     server.on("GET", f"{JOB}/events", page(*events))

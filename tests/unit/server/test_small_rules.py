@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from jobs.models import Job
 from server import main
 from server.describe import eta_s
-from server.hub import encode_frame
+from server.feeds import encode_frame
 from server.logs import redact
 from server.middleware import _without_port
 from server.routes.files import display_name

@@ -8,7 +8,7 @@ import pytest
 
 from lomo_core.errors import EXIT_CODES
 from lomo_core.events import Failed, Finished
-from worker.outcome import Asked, Cancelled, Died, GaveUp, Released, Succeeded, describe_signal, judge
+from worker.outcome import Asked, Cancelled, Died, GaveUp, Paused, Released, Succeeded, describe_signal, judge
 
 FINISHED = Finished(step=1, model_path="/m", weights_sha256="0", num_trained_tokens=1, peak_bytes=1, seconds=1.0)
 
@@ -30,6 +30,17 @@ def test_success_wins_over_whatever_was_asked(asked: Asked) -> None:
 @pytest.mark.parametrize("exit_code", [-9, -15, 0, 1, 12, 17, 99])
 def test_a_cancel_ends_as_a_cancel(exit_code: int) -> None:
     assert judge(exit_code, asked=Asked.CANCEL, finished=None, failed=None) == Cancelled()
+
+
+@pytest.mark.parametrize("exit_code", [-9, -15, 0, 1, 17, 99])
+def test_a_pause_ends_as_a_pause(exit_code: int) -> None:
+    assert judge(exit_code, asked=Asked.PAUSE, finished=None, failed=None) == Paused()
+
+
+def test_an_error_of_the_engines_own_is_told_although_it_should_pause() -> None:
+    verdict = judge(16, asked=Asked.PAUSE, finished=None, failed=None)
+    assert isinstance(verdict, GaveUp)
+    assert verdict.failure.code == "disk_full"
 
 
 @pytest.mark.parametrize("exit_code", [-9, -15, 0, 1, 17, 99])

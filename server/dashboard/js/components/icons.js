@@ -14,6 +14,7 @@ const PATHS = {
   search: 'M7 2.5a4.5 4.5 0 1 0 .01 0M10.4 10.4l3.2 3.2',
   copy: 'M5.5 5.5h8v8h-8zM2.5 10.5v-8h8',
   stop: 'M3.5 3.5h9v9h-9z',
+  resume: 'M4.5 3l8 5-8 5z',
   plus: 'M8 3v10M3 8h10',
   info: `${CIRCLE}M8 7.5v3.3M8 5.2v.1`,
   warn: 'M8 2.5l6 11H2zM8 6.5v3.2M8 11.7v.1',

@@ -11,6 +11,7 @@ import { CancelButton } from '../components/cancel.js';
 import { Icon } from '../components/icons.js';
 import { KeyFigures } from '../components/keyfigures.js';
 import { MemoryBar, MemoryFigures } from '../components/memory.js';
+import { PauseButton } from '../components/pause.js';
 import { PlanTable } from '../components/plantable.js';
 import { age, clock, clockSeconds, fullTime, gb, int, loss, sayError, visible } from '../format.js';
 import { useAfter, useNow } from '../hooks.js';
@@ -63,14 +64,15 @@ function useZoomInAddress(feed, drawn) {
   }, [feed]);
 }
 
-function Head({ view, checkpoints, cancel }) {
+function Head({ view, checkpoints, feed }) {
   return html`
     <div class="row wrap jobhead">
       <a class="btn quiet s" href="#/jobs" aria-label="All jobs"><${Icon} name="back" /></a>
       <h1 class="ell" title=${view.name}>${visible(view.name)}</h1>
       <${Pill} view=${view} />
       <span class="grow"></span>
-      <${CancelButton} view=${view} checkpoints=${checkpoints} cancel=${cancel} />
+      <${PauseButton} view=${view} pause=${() => feed.pause()} resume=${() => feed.resume()} />
+      <${CancelButton} view=${view} checkpoints=${checkpoints} cancel=${() => feed.cancel()} />
     </div>`;
 }
 
@@ -257,7 +259,7 @@ export function JobPage({ id, tab }) {
   if (!view) return late && html`<div class="card" aria-busy="true"><div class="empty muted">Reading the job</div></div>`;
   const figures = { view, evaluations: state.evaluations, now, lossText: newestLoss(view, columns, smoothing) };
   return html`
-    <${Head} view=${view} checkpoints=${state.checkpoints} cancel=${() => feed.cancel()} />
+    <${Head} view=${view} checkpoints=${state.checkpoints} feed=${feed} />
     <${Facts} view=${view} now=${now} />
     ${view.error && html`<${Failure} view=${view} events=${state.events} />`}
     ${columns && html`<${KeyFigures} ...${figures} />`}
