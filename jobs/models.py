@@ -62,6 +62,45 @@ class Base(DeclarativeBase):
     }
 
 
+class Organization(Base):
+    """A tenant, and what it may use at most (`jobs/quotas.py`); None: as much as there is."""
+
+    __tablename__ = "organizations"
+    __table_args__ = (
+        CheckConstraint("max_queued_jobs >= 0", name="max_queued_jobs"),
+        CheckConstraint("max_running_jobs >= 0", name="max_running_jobs"),
+        CheckConstraint("max_gpu_seconds >= 0", name="max_gpu_seconds"),
+        CheckConstraint("max_stored_bytes >= 0", name="max_stored_bytes"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    max_queued_jobs: Mapped[int | None] = mapped_column(Integer)
+    max_running_jobs: Mapped[int | None] = mapped_column(Integer)
+    max_gpu_seconds: Mapped[int | None] = mapped_column(BigInteger)
+    """In the last 30 days."""
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    max_priority: Mapped[int | None] = mapped_column(SmallInteger)
+
+
+class Project(Base):
+    """A part of an organization: keys belong to one, and what they make carries its id."""
+
+    __tablename__ = "projects"
+    __table_args__ = (
+        Index("uq_projects_default", "organization_id", unique=True, postgresql_where=text("is_default")),
+        CheckConstraint("NOT (is_default AND archived_at IS NOT NULL)", name="default_stays"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    is_default: Mapped[bool] = mapped_column(server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    archived_at: Mapped[datetime | None]
+
+
 class ApiKey(Base):
     """A caller. The secret itself is not kept."""
 
@@ -69,12 +108,20 @@ class ApiKey(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     """The public part of the token."""
-    organization_id: Mapped[str]
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id", ondelete="CASCADE"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
     name: Mapped[str]
+    scopes: Mapped[list[str]]
+    """What it may do (`jobs/scopes.py`)."""
     secret_sha256: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    previous_sha256: Mapped[str | None]
+    """Of the secret before the last rotation."""
+    previous_expires_at: Mapped[datetime | None]
+    """Until when that one is taken as well."""
 
 
 class BrowserSession(Base):
@@ -107,6 +154,7 @@ class File(Base):
     """The job that made it; None for an upload."""
     path: Mapped[str | None]
     """Where its bytes lie, relative to `data_dir`; None: in `files_dir` under its id."""
+    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id", ondelete="SET NULL"))
 
 
 class Submission(Base):
@@ -193,6 +241,7 @@ class Job(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     organization_id: Mapped[str]
     api_key_id: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id", ondelete="SET NULL"))
+    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id", ondelete="SET NULL"))
     status: Mapped[str]
     spec: Mapped[dict[str, Any]]
     """`JobSpec` as JSON."""
@@ -344,6 +393,8 @@ class TunedModel(Base):
     """Folder relative to `data_dir`."""
     weights_sha256: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    num_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Of its folder; None until somebody has asked (`jobs/quotas.py`)."""
 
 
 class Host(Base):
