@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -17,11 +17,14 @@ from jobs import uploads
 from jobs.db import UNREACHABLE
 from jobs.idempotency import RequestIdentity, check_key, hash_body
 from jobs.keys import Principal
-from server.auth import check_origin, find_credential
-from server.errors import unauthenticated
+from server.auth import Credential, check_origin, find_credential
+from server.errors import out_of_scope, too_many_requests, unauthenticated
 from server.json_body import parse_json
+from server.middleware import RATE_HEADERS
 from server.part_form import read_part
 from server.schemas import CompleteUpload, CreateJob, CreateUpload, PlanRequest
+from server.schemas import tenants as tenant_schemas
+from server.scopes import find_scope
 from server.services import Services
 from server.sse import Watcher
 
@@ -40,22 +43,69 @@ ServicesDep = Annotated[Services, Depends(get_services)]
 
 
 def authenticated(request: Request, services: ServicesDep) -> Principal:
-    """The caller. Every route that is not on the public list depends on this.
+    """The caller, who may do what the request asks for. Every route that is not on the public list depends on this.
 
     Raises:
-        ApiError: 401 without a valid credential; 403 for a browser's request that comes from another site.
+        ApiError: 401 without a valid credential, or for an organization or project that is not the key's; 403 for a
+            browser's request that comes from another site, or where the key lacks the route's scope; 429 for one
+            request too many.
     """
     credential = find_credential(request)
     if credential is None:
         raise unauthenticated("No API key: send the header `Authorization: Bearer sk-lomo-...`.")
-    principal = services.authenticator.find(credential)
+    principal = identify(request, services, credential)
     if principal is None and credential.kind == "key":
-        raise unauthenticated("This API key is not valid: it is mistyped, unknown or revoked.")
+        raise unauthenticated("This API key is not valid: it is mistyped, unknown, expired or revoked.")
     if principal is None:
         raise unauthenticated("The session has ended: log in again.")
     if credential.kind == "session":
         check_origin(request, method=request.method, required=True)
+    _check_place(request, principal)
+    allowance = services.requests.take(principal.api_key_id)
+    setattr(request.state, RATE_HEADERS, allowance.headers())
+    if allowance.is_exceeded:
+        message = f"This API key has sent more than {allowance.limit} requests a minute: send them more slowly."
+        raise too_many_requests(message, allowance.headers())
+    scope = find_scope(request.method, request.scope["route"].path)
+    if scope is not None and scope not in principal.scopes:
+        raise out_of_scope(scope)
     return principal
+
+
+def identify(request: Request, services: Services, credential: Credential, *, fresh: bool = False) -> Principal | None:
+    """The caller behind a credential; `fresh`: as of now. An address that has sent too many wrong ones is not listened
+    to for a while; a credential that was right before still is, since others may share its address.
+
+    Raises:
+        ApiError: 429 for an address that is not listened to.
+    """
+    address = "" if request.client is None else request.client.host
+    allowance = services.failures.look(address)
+    if allowance.is_exceeded and not services.authenticator.knows(credential):
+        message = "Too many requests with a wrong API key have come from this address."
+        times = {name: value for name, value in allowance.headers().items() if name.lower().startswith("retry-")}
+        raise too_many_requests(message, times)
+    find = services.authenticator.find_fresh if fresh else services.authenticator.find
+    principal = find(credential)
+    if principal is None:
+        services.failures.take(address)
+    return principal
+
+
+def _check_place(request: Request, principal: Principal) -> None:
+    """Whether the key is of the organization and the project that the request names, if it names any.
+
+    Raises:
+        ApiError: 401 `mismatched_organization` or `mismatched_project`, as OpenAI's.
+    """
+    for header, code, own in (
+        ("OpenAI-Organization", "mismatched_organization", principal.organization_id),
+        ("OpenAI-Project", "mismatched_project", principal.project_id),
+    ):
+        named = request.headers.get(header)
+        if named and named != own:
+            what = code.removeprefix("mismatched_")
+            raise unauthenticated(f"The header {header} does not name the {what} of this API key, {own}.", code=code)
 
 
 Caller = Annotated[Principal, Depends(authenticated)]
@@ -171,9 +221,28 @@ async def receive_part(
         await run_in_threadpool(incoming.discard)
 
 
+def _json_body(schema: type[Body]) -> Callable[..., Awaitable[Body]]:
+    """A dependency that reads a JSON body of this schema; see `read_creation`. No body at all is an empty object."""
+
+    async def read(request: Request, _caller: Caller) -> Body:
+        return _validate(schema, parse_json(await request.body() or b"{}"))
+
+    return read
+
+
 CreationDep = Annotated[Creation, Depends(read_creation)]
 PlanBody = Annotated[PlanRequest, Depends(read_plan_body)]
 UploadForm = Annotated[FormData, Depends(read_upload_form)]
 UploadBody = Annotated[CreateUpload, Depends(read_upload_body)]
 CompleteBody = Annotated[CompleteUpload, Depends(read_complete_body)]
 ReceivedPart = Annotated[uploads.IncomingPart, Depends(receive_part)]
+CreateOrganizationBody = Annotated[
+    tenant_schemas.CreateOrganization, Depends(_json_body(tenant_schemas.CreateOrganization))
+]
+UpdateOrganizationBody = Annotated[
+    tenant_schemas.UpdateOrganization, Depends(_json_body(tenant_schemas.UpdateOrganization))
+]
+NameBody = Annotated[tenant_schemas.NameProject, Depends(_json_body(tenant_schemas.NameProject))]
+CreateKeyBody = Annotated[tenant_schemas.CreateKey, Depends(_json_body(tenant_schemas.CreateKey))]
+CreateAdminKeyBody = Annotated[tenant_schemas.CreateAdminKey, Depends(_json_body(tenant_schemas.CreateAdminKey))]
+RotateBody = Annotated[tenant_schemas.RotateKey, Depends(_json_body(tenant_schemas.RotateKey))]

@@ -108,6 +108,7 @@ def describe_file(file: File) -> schemas.FileObject:
         purpose=file.purpose,
         num_lines=file.num_lines,
         sha256=file.sha256,
+        project_id=file.project_id,
     )
 
 
@@ -232,6 +233,7 @@ def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings:
     planned = run.get("planned") or (job.plan or {}).get("memory")
     owner = job.lease_owner or details.owner
     return {
+        "project_id": job.project_id,
         "attempt": job.attempt,
         "failures": job.failures,
         "host": _host(owner) if owner else None,

@@ -11,6 +11,7 @@ from jobs.shape_cache import ShapeCache
 from server.auth import Authenticator
 from server.hub import Hub
 from server.prometheus import Metrics
+from server.rate_limit import RateLimiter
 from server.settings import ServerSettings
 
 
@@ -25,5 +26,9 @@ class Services:
     hub: Hub
     shapes: ShapeCache
     metrics: Metrics
+    requests: RateLimiter
+    """By API key."""
+    failures: RateLimiter
+    """Keys that are not valid, by address."""
     schema_revision: str
     """The newest revision that this code knows."""

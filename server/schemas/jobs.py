@@ -63,6 +63,8 @@ class Memory(BaseModel):
 class RunState(BaseModel):
     """How a job's run stands."""
 
+    project_id: str | None
+    """Of the key that created the job."""
     attempt: int
     failures: int
     host: str | None
