@@ -7,6 +7,7 @@ write (checkpoints, models, results) is never refused, only counted: so the next
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,6 +147,15 @@ def may_run_one_more(session: Session, organization_id: str) -> bool:
         return True
     limit = _lock(session, organization_id).max_running_jobs
     return limit is None or _num_jobs(session, organization_id, JobStatus.RUNNING) < limit
+
+
+def running_limits(db: Database, organization_ids: Collection[str]) -> dict[str, int]:
+    """How many jobs each of these organizations may run at once, of those that have such a quota."""
+    query = select(Organization.id, Organization.max_running_jobs).where(
+        Organization.id.in_(organization_ids), Organization.max_running_jobs.is_not(None)
+    )
+    with db.read() as session:
+        return {organization_id: limit for organization_id, limit in session.execute(query) if limit is not None}
 
 
 def measure_models(db: Database, *, organization_id: str, data_dir: Path) -> None:

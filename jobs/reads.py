@@ -164,6 +164,8 @@ class JobDetails:
     loss_curve: list[tuple[int, float]] | None = None
     hosts: Sequence[HostState] = ()
     """Every worker host, where they were asked for: the same for all jobs."""
+    max_running_jobs: int | None = None
+    """How many jobs its organization may run at once."""
 
 
 # Wall-clock time over the last 50 steps, so that checkpoints and evaluations count and an old speed is forgotten.

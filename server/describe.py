@@ -16,6 +16,7 @@ from jobs.db import Database
 from jobs.ids import event_id, tuned_model_id
 from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Job, TunedModel, Upload, UploadPart
 from jobs.planning import gib
+from jobs.quotas import running_limits
 from jobs.reads import HostState, JobDetails
 from jobs.settings import JobsSettings
 from jobs.spec import ForeignSpec, JobSpec, read_stored
@@ -30,12 +31,16 @@ def describe_jobs(
     db: Database, settings: JobsSettings, jobs: Sequence[Job], *, with_curve: bool = False
 ) -> list[schemas.FineTuningJob]:
     """Jobs as the API shows them, in the given order."""
+    is_queued = any(job.status == JobStatus.QUEUED for job in jobs)
     details = reads.read_details(
         db,
         job_ids=[job.id for job in jobs],
         num_curve_points=NUM_CURVE_POINTS if with_curve else 0,
-        with_hosts=any(job.status == JobStatus.QUEUED for job in jobs),
+        with_hosts=is_queued,
     )
+    limits = running_limits(db, {job.organization_id for job in jobs}) if is_queued else {}
+    for job in jobs:
+        details[job.id].max_running_jobs = limits.get(job.organization_id)
     return [_job(job, details[job.id], settings) for job in jobs]
 
 
@@ -239,7 +244,7 @@ def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings:
         "host": _host(owner) if owner else None,
         "started_at": _unix(job.started_at) if job.started_at else None,
         "cancel_requested": job.cancel_requested_at is not None,
-        "waiting_for": waiting_for(job, details.hosts),
+        "waiting_for": _over_quota(job, details) or waiting_for(job, details.hosts),
         "step": job.step,
         "total_steps": job.total_steps,
         "loss": job.loss,
@@ -260,6 +265,16 @@ def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings:
         "model_path": str((settings.data_dir / details.model_path).absolute()) if details.model_path else None,
         "loss_curve": details.loss_curve,
     }
+
+
+def _over_quota(job: Job, details: JobDetails) -> str | None:
+    """Why a queued job waits where its organization runs as many as it may."""
+    if job.status != JobStatus.QUEUED or details.max_running_jobs is None:
+        return None
+    num_running = sum(run.organization_id == job.organization_id for state in details.hosts for run in state.running)
+    if num_running < details.max_running_jobs:
+        return None
+    return f"quota: your organization runs {num_running} jobs, as many as it may."
 
 
 def _host(owner: str) -> str:

@@ -71,7 +71,8 @@ class RunState(BaseModel):
     started_at: int | None
     cancel_requested: bool
     waiting_for: str | None
-    """Why a queued job waits, as of this answer: `memory: ...`, `slot: ...` or `worker: ...`."""
+    """Why a queued job waits, as of this answer: `memory: ...`, `slot: ...`, `quota: ...` or
+    `worker: ...`."""
     step: int
     total_steps: int | None
     loss: float | None

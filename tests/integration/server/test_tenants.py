@@ -286,6 +286,13 @@ def test_over_quota(site: Site, admin: httpx.Client) -> None:
     assert (usage["max_priority"], usage["gpu_seconds"]) == (5, {"used": 0, "limit": None})
 
 
+def test_a_job_says_that_it_waits_for_its_organizations_quota(site: Site, admin: httpx.Client) -> None:
+    ok(admin.post(f"/v1/organizations/{DEFAULT_ORGANIZATION}", json={"quotas": {"max_running_jobs": 1}}))
+    site.run()
+    waiting = site.submit()
+    assert site.get(waiting)["lomo"]["waiting_for"] == "quota: your organization runs 1 jobs, as many as it may."
+
+
 def test_the_official_client_does_not_repeat_what_is_over_quota(site: Site, admin: httpx.Client) -> None:
     ok(admin.post(f"/v1/organizations/{DEFAULT_ORGANIZATION}", json={"quotas": {"max_queued_jobs": 0}}))
     file_id = site.upload()
