@@ -45,6 +45,16 @@ class KeyPlace:
     admin_only: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyChange:
+    """What is to change of a key; None: nothing."""
+
+    name: str | None = None
+    scopes: frozenset[Scope] | None = None
+    lifetime_s: int | None = None
+    """From now on."""
+
+
 def create(db: Database, request: KeyRequest) -> tuple[ApiKey, str]:
     """Make a key. Returns it and its token, which is known at this moment only.
 
@@ -99,6 +109,27 @@ def get(db: Database, place: KeyPlace, key_id: str) -> ApiKey:
         return _get(session, place, key_id)
 
 
+def change(db: Database, place: KeyPlace, key_id: str, wanted: KeyChange) -> ApiKey:
+    """Change a key's name, scopes or end. Streams that it may no longer read end within 15 s.
+
+    Raises:
+        NotFoundError: there is no such key.
+        InvalidStateError: it has expired, or nobody else could administer this installation.
+    """
+    with db.transaction() as session:
+        key = _get_unexpired(session, place, key_id)
+        if wanted.scopes is not None:
+            if Scope.ADMIN not in wanted.scopes:
+                _keep_an_operator(session, key)
+            key.scopes = sorted(wanted.scopes)
+        if wanted.name is not None:
+            key.name = wanted.name
+        if wanted.lifetime_s is not None:
+            key.expires_at = session.scalars(select(func.now() + timedelta(seconds=wanted.lifetime_s))).one()
+        session.flush()
+        return key
+
+
 def rotate(db: Database, place: KeyPlace, key_id: str, *, grace_s: int = DEFAULT_GRACE_S) -> tuple[ApiKey, str]:
     """Give a key another secret. The one before is taken for `grace_s` more, and so are the dashboard's sessions that
     were opened with it; one still older ends at once. Returns the key and its token.
@@ -109,9 +140,7 @@ def rotate(db: Database, place: KeyPlace, key_id: str, *, grace_s: int = DEFAULT
     """
     secret = Secret.new()
     with db.transaction() as session:
-        key = _get(session, place, key_id, lock=True)
-        if not session.scalar(select(IS_VALID).where(ApiKey.id == key_id)):
-            raise InvalidStateError(f"The key {key_id} has expired: create another.")
+        key = _get_unexpired(session, place, key_id)
         ends_at = func.now() + timedelta(seconds=grace_s)
         before: dict[str, Any] = {"previous_sha256": key.secret_sha256, "previous_expires_at": ends_at}
         if not grace_s:
@@ -134,19 +163,31 @@ def revoke(db: Database, place: KeyPlace, key_id: str) -> None:
         InvalidStateError: nobody else could administer this installation.
     """
     with db.transaction() as session:
-        key = _get(session, place, key_id, lock=True)
-        if key.organization_id == DEFAULT_ORGANIZATION and Scope.ADMIN in key.scopes:
-            _lock_operators(session)
-            if not has_operator(session, besides=key_id):
-                raise InvalidStateError(
-                    f"{key_id} is the last key that this installation is administered with: create another one first."
-                )
+        _keep_an_operator(session, _get(session, place, key_id, lock=True))
         session.execute(update(ApiKey).where(ApiKey.id == key_id).values(revoked_at=func.now()))
 
 
-def _lock_operators(session: Session) -> None:
-    """So that of two keys that are revoked at once one stays."""
-    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended("revoke an operator's key", 0))))
+def _keep_an_operator(session: Session, key: ApiKey) -> None:
+    """See that somebody is left when this key administers no more.
+
+    Raises:
+        InvalidStateError: nobody would be.
+    """
+    if key.organization_id != DEFAULT_ORGANIZATION or Scope.ADMIN not in key.scopes:
+        return
+    # So that of two keys that end at once one stays.
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended("end an operator's key", 0))))
+    if not has_operator(session, besides=key.id):
+        raise InvalidStateError(
+            f"{key.id} is the last key that this installation is administered with: create another one first."
+        )
+
+
+def _get_unexpired(session: Session, place: KeyPlace, key_id: str) -> ApiKey:
+    key = _get(session, place, key_id, lock=True)
+    if not session.scalar(select(IS_VALID).where(ApiKey.id == key_id)):
+        raise InvalidStateError(f"The key {key_id} has expired: create another.")
+    return key
 
 
 def _query(session: Session, place: KeyPlace) -> Any:

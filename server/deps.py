@@ -22,6 +22,7 @@ from server.errors import out_of_scope, too_many_requests, unauthenticated
 from server.json_body import parse_json
 from server.middleware import RATE_HEADERS
 from server.part_form import read_part
+from server.rate_limit import network_of
 from server.schemas import CompleteUpload, CreateJob, CreateUpload, PlanRequest
 from server.schemas import tenants as tenant_schemas
 from server.scopes import find_scope
@@ -79,7 +80,7 @@ def identify(request: Request, services: Services, credential: Credential, *, fr
     Raises:
         ApiError: 429 for an address that is not listened to.
     """
-    address = "" if request.client is None else request.client.host
+    address = "" if request.client is None else network_of(request.client.host)
     allowance = services.failures.look(address)
     if allowance.is_exceeded and not services.authenticator.knows(credential):
         message = "Too many requests with a wrong API key have come from this address."
@@ -119,13 +120,15 @@ def get_watcher(request: Request, services: Services, caller: Principal) -> Watc
     """
     services.hub.check_room(caller.api_key_id)
     credential = find_credential(request)
+    scope = find_scope(request.method, request.scope["route"].path)
 
     def is_still_valid() -> bool:
         try:
-            return credential is not None and services.authenticator.find_fresh(credential) is not None
+            found = None if credential is None else services.authenticator.find_fresh(credential)
         except UNREACHABLE:
             # Nobody can tell, and nothing new is sent while the database does not answer.
             return True
+        return found is not None and (scope is None or scope in found.scopes)
 
     return Watcher(caller, is_still_valid)
 
@@ -246,3 +249,4 @@ NameBody = Annotated[tenant_schemas.NameProject, Depends(_json_body(tenant_schem
 CreateKeyBody = Annotated[tenant_schemas.CreateKey, Depends(_json_body(tenant_schemas.CreateKey))]
 CreateAdminKeyBody = Annotated[tenant_schemas.CreateAdminKey, Depends(_json_body(tenant_schemas.CreateAdminKey))]
 RotateBody = Annotated[tenant_schemas.RotateKey, Depends(_json_body(tenant_schemas.RotateKey))]
+UpdateKeyBody = Annotated[tenant_schemas.UpdateKey, Depends(_json_body(tenant_schemas.UpdateKey))]

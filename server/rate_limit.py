@@ -6,6 +6,7 @@ full.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import threading
 import time
@@ -91,6 +92,16 @@ class RateLimiter:
 
     def _allowance(self, tokens: float, *, retry_after_s: float) -> Allowance:
         return Allowance(self._per_minute, int(tokens), (self._per_minute - tokens) / self._per_s, retry_after_s)
+
+
+def network_of(address: str) -> str:
+    """What one party can be taken to have: an address of IPv4, or the 64 bits of IPv6 that a provider gives away."""
+    if ":" not in address:
+        return address
+    try:
+        return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False).network_address)
+    except ValueError:
+        return address
 
 
 def format_reset(seconds: float) -> str:

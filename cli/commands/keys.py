@@ -73,6 +73,31 @@ def create_key(
     show_new_key(key, session)
 
 
+@app.command("update")
+@with_session
+def update_key(
+    key_id: KeyId,
+    *,
+    name: Annotated[str | None, typer.Option(help="Another name.")] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SCOPE", help="Like jobs:read; again for others. Replaces all."),
+    ] = None,
+    expires_in: Annotated[str | None, typer.Option(metavar="TIME", help="From now on, like 90d or 24h.")] = None,
+    session: Session,
+) -> None:
+    """Change a key's name, scopes or end; its id is printed."""
+    body: Json = {"name": name, "scopes": scope or None}
+    if expires_in is not None:
+        body["expires_in_seconds"] = parse_seconds(expires_in, option="--expires-in")
+    with session.connect() as client:
+        key = client.post(_find(client, key_id), {field: value for field, value in body.items() if value is not None})
+    if session.is_json:
+        write_json(key)
+    else:
+        typer.echo(key["id"])
+
+
 @app.command("rotate")
 @with_session
 def rotate_key(

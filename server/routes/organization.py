@@ -8,11 +8,20 @@ from fastapi import APIRouter, Depends, Query
 
 from jobs import key_admin, organizations, quotas
 from jobs.errors import InvalidRequestError
-from jobs.key_admin import KeyPlace, KeyRequest
+from jobs.key_admin import KeyChange, KeyPlace, KeyRequest
 from jobs.keys import Principal
 from jobs.scopes import ALL, OF_TENANTS, ORDINARY, Scope, parse_scopes
 from server.audit import note
-from server.deps import Caller, CreateAdminKeyBody, CreateKeyBody, NameBody, RotateBody, ServicesDep, authenticated
+from server.deps import (
+    Caller,
+    CreateAdminKeyBody,
+    CreateKeyBody,
+    NameBody,
+    RotateBody,
+    ServicesDep,
+    UpdateKeyBody,
+    authenticated,
+)
 from server.describe_tenants import describe_key, describe_new_key, describe_project, describe_usage, edges
 from server.schemas import tenants as schemas
 from server.services import Services
@@ -105,6 +114,23 @@ def get_key(project_id: str, key_id: str, caller: Caller, services: ServicesDep)
     """One key of a project."""
     place = KeyPlace(organization_id=caller.organization_id, project_id=project_id)
     return describe_key(key_admin.get(services.db, place, key_id), as_admin=False)
+
+
+@router.post("/projects/{project_id}/api_keys/{key_id}")
+def update_key(project_id: str, key_id: str, body: UpdateKeyBody, caller: Caller, services: ServicesDep) -> schemas.Key:
+    """Change a key's name, scopes or end."""
+    place = KeyPlace(organization_id=caller.organization_id, project_id=project_id)
+    scopes = None if body.scopes is None else _grant(body.scopes, caller)
+    change = KeyChange(name=body.name, scopes=scopes, lifetime_s=body.expires_in_seconds)
+    key = key_admin.change(services.db, place, key_id, change)
+    note(
+        "api_key_changed",
+        caller,
+        key_id=key.id,
+        organization_id=key.organization_id,
+        **body.model_dump(exclude_unset=True),
+    )
+    return describe_key(key, as_admin=False)
 
 
 @router.post("/projects/{project_id}/api_keys/{key_id}/rotate")

@@ -12,6 +12,7 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Resp
 from jobs import keys
 from server.auth import SESSION_COOKIE, Credential, check_origin, find_credential
 from server.deps import ServicesDep, authenticated, identify
+from server.errors import ApiError
 
 router = APIRouter()
 
@@ -48,7 +49,10 @@ def get_login() -> Response:
 @router.post("/login")
 def log_in(request: Request, services: ServicesDep, api_key: Annotated[str, Depends(read_login_key)]) -> Response:
     """Exchange an API key for a session's cookie."""
-    principal = identify(request, services, Credential("key", api_key), fresh=True)
+    try:
+        principal = identify(request, services, Credential("key", api_key), fresh=True)
+    except ApiError as error:
+        return _login_page(error.message, status=error.status)
     if principal is None:
         return _login_page(_WRONG_KEY, status=401)
     response = RedirectResponse("/", _SEE_OTHER)

@@ -109,6 +109,15 @@ class CreateKey(CreateAdminKey):
     """None: everything but `admin`, and but `metrics:read` outside of the organization that runs the service."""
 
 
+class UpdateKey(Request):
+    """What is to change of a project's key."""
+
+    name: Name | None = None
+    scopes: Annotated[list[Annotated[str, StringConstraints(max_length=64)]], Field(max_length=32)] | None = None
+    expires_in_seconds: Annotated[int, Field(ge=1, le=_MAX_LIFETIME_S)] | None = None
+    """From now on."""
+
+
 class RotateKey(Request):
     """The body of a rotation."""
 

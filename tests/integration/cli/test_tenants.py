@@ -43,6 +43,8 @@ def test_a_key_from_its_creation_to_its_end(admin: Place) -> None:
     table = admin.lomo("keys", "list")[1]
     assert f"{key_id}  ci" in table
     assert token not in table
+    changed = admin.data("keys", "update", key_id, "--scope", "jobs:read", "--scope", "chat", "--name", "bot")
+    assert (changed["name"], changed["scopes"]) == ("bot", ["chat", "jobs:read"])
     rotated = value(admin, "keys", "rotate", key_id, "--grace", "1h")
     assert (use(admin, token), use(admin, rotated)) == (0, 0)
     assert admin.lomo("keys", "revoke", key_id)[:2] == (0, f"{key_id}\n")

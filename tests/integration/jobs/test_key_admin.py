@@ -12,7 +12,7 @@ from sqlalchemy import text
 from jobs import key_admin, keys, migrate, organizations
 from jobs.db import Database
 from jobs.errors import InvalidRequestError, InvalidStateError, NotFoundError
-from jobs.key_admin import KeyPlace, KeyRequest
+from jobs.key_admin import KeyChange, KeyPlace, KeyRequest
 from jobs.keys import DEFAULT_ORGANIZATION
 from jobs.models import ApiKey
 from jobs.scopes import ALL, ORDINARY, Scope, parse_scopes, read_scopes
@@ -115,6 +115,31 @@ def test_a_revoked_key_is_gone(db: Database, key: tuple[ApiKey, str]) -> None:
     for change in (key_admin.get, key_admin.rotate, key_admin.revoke):
         with pytest.raises(NotFoundError):
             change(db, HERE, row.id)
+
+
+def test_a_key_is_changed(db: Database, key: tuple[ApiKey, str]) -> None:
+    row, token = key
+    wanted = KeyChange(name="new", scopes=frozenset({Scope.CHAT}), lifetime_s=60)
+    changed = key_admin.change(db, HERE, row.id, wanted)
+    assert (changed.name, changed.scopes) == ("new", ["chat"])
+    principal = keys.authenticate(db, token)
+    assert principal is not None
+    assert (principal.key_name, principal.scopes, principal.valid_until) == ("new", {Scope.CHAT}, changed.expires_at)
+    same = key_admin.change(db, HERE, row.id, KeyChange())
+    assert (same.name, same.scopes, same.expires_at) == ("new", ["chat"], changed.expires_at)
+    set_back(db, "expires_at")
+    with pytest.raises(InvalidStateError, match="has expired"):
+        key_admin.change(db, HERE, row.id, wanted)
+
+
+def test_the_last_operator_cannot_become_an_ordinary_key(db: Database) -> None:
+    key_id = keys.create_key(db, name="one", scopes=ALL).split("-")[2]
+    place = KeyPlace(organization_id=DEFAULT_ORGANIZATION)
+    with pytest.raises(InvalidStateError, match="the last key"):
+        key_admin.change(db, place, key_id, KeyChange(scopes=ORDINARY))
+    assert set(key_admin.change(db, place, key_id, KeyChange(scopes=ALL - {Scope.CHAT})).scopes) == ALL - {Scope.CHAT}
+    keys.create_key(db, name="two", scopes=ALL)
+    assert set(key_admin.change(db, place, key_id, KeyChange(scopes=ORDINARY)).scopes) == ORDINARY
 
 
 def test_another_place_has_no_such_key(db: Database, key: tuple[ApiKey, str]) -> None:

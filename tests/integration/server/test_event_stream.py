@@ -250,6 +250,7 @@ def test_a_client_that_leaves_is_forgotten(site: Site) -> None:
     [
         "revoked_at = now()",
         "expires_at = now()",
+        "scopes = '{files:read}'",
         # Rotated, and the grace of the secret before is over.
         "previous_sha256 = secret_sha256, secret_sha256 = '', previous_expires_at = now()",
     ],

@@ -194,6 +194,21 @@ def test_rotation_over_http(site: Site, admin: httpx.Client, monkeypatch: pytest
     assert error(admin.post(f"{path}/{made['id']}/rotate", json={"grace_s": -1})) == (400, "invalid_value")
 
 
+def test_a_change_over_http(site: Site, admin: httpx.Client, tenant: httpx.Client) -> None:
+    project = ok(admin.get(PROJECTS))["data"][0]["id"]
+    made = ok(admin.post(f"{PROJECTS}/{project}/api_keys", json={"name": "ci"}))
+    path = f"{PROJECTS}/{project}/api_keys/{made['id']}"
+    changed = ok(admin.post(path, json={"name": "new", "scopes": ["files:read"], "expires_in_seconds": 60}))
+    assert (changed["name"], changed["scopes"]) == ("new", ["files:read"])
+    assert ok(admin.get(path)) == changed
+    assert error(site.client(made["value"]).get("/v1/models")) == (403, "insufficient_scope")
+    assert error(admin.post(path, json={"scopes": []})) == (400, "invalid_value")
+    assert error(tenant.post(path, json={"name": "mine"})) == (404, "not_found")
+    own = ok(tenant.get(ADMIN_KEYS))["data"][0]
+    refused = tenant.post(f"{PROJECTS}/{own['project_id']}/api_keys/{own['id']}", json={"scopes": ["metrics:read"]})
+    assert error(refused) == (400, "invalid_value")
+
+
 def test_revocation_over_http(site: Site, admin: httpx.Client) -> None:
     project = ok(admin.get(PROJECTS))["data"][0]["id"]
     path = f"{PROJECTS}/{project}/api_keys"
@@ -356,6 +371,7 @@ def test_the_official_clients_administration(site: Site) -> None:
     key = ok(site.client(client.admin_api_key).post(f"{PROJECTS}/{made.id}/api_keys", json={"name": "ci"}))
     assert [found.id for found in projects.api_keys.list(made.id)] == [key["id"]]
     assert projects.api_keys.retrieve(key["id"], project_id=made.id).redacted_value == key["redacted_value"]
+    assert projects.api_keys.update(key["id"], project_id=made.id, scopes=["chat"]).scopes == ["chat"]
     assert projects.api_keys.delete(key["id"], project_id=made.id).deleted
     assert projects.archive(made.id).status == "archived"
     assert [project.id for project in projects.list(include_archived=True)][1] == made.id
@@ -376,6 +392,7 @@ def test_every_change_is_written_down_without_its_secret(site: Site, admin: http
         path = f"{PROJECTS}/{project}/api_keys"
         key = ok(admin.post(path, json={"name": "ci"}))
         rotated = ok(admin.post(f"{path}/{key['id']}/rotate", json={"grace_s": 60}))
+        ok(admin.post(f"{path}/{key['id']}", json={"scopes": ["chat"]}))
         ok(admin.delete(f"{path}/{key['id']}"))
         ok(admin.post(f"{PROJECTS}/{project}/archive"))
         ok(admin.delete(f"/v1/organizations/{organization}"))
@@ -387,6 +404,7 @@ def test_every_change_is_written_down_without_its_secret(site: Site, admin: http
         "project_renamed",
         "api_key_created",
         "api_key_rotated",
+        "api_key_changed",
         "api_key_revoked",
         "project_archived",
         "organization_deleted",
@@ -395,7 +413,7 @@ def test_every_change_is_written_down_without_its_secret(site: Site, admin: http
     assert {line["by_organization_id"] for line in lines} == {DEFAULT_ORGANIZATION}
     for value in (key["value"], rotated["value"]):
         assert value.rsplit("-", 1)[-1] not in str(logs)
-    assert {line["key_id"] for line in lines[4:7]} == {key["id"]}
+    assert {line["key_id"] for line in lines[4:8]} == {key["id"]}
 
 
 def test_requests_are_counted_and_bounded(site: Site) -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from server import rate_limit
-from server.rate_limit import RateLimiter, format_reset
+from server.rate_limit import RateLimiter, format_reset, network_of
 
 
 class Clock:
@@ -66,6 +66,21 @@ def test_headers() -> None:
 )
 def test_times_are_written_as_openai_does(seconds: float, written: str) -> None:
     assert format_reset(seconds) == written
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::"),
+        ("2001:db8:1:2:ffff::", "2001:db8:1:2::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("::1", "::"),
+        ("no:address", "no:address"),
+    ],
+)
+def test_who_has_many_addresses_has_one_bucket(address: str, network: str) -> None:
+    assert network_of(address) == network
 
 
 def test_memory_is_bounded_and_a_bucket_in_use_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
