@@ -42,6 +42,7 @@ from jobs import eventlog, files, host_registry, keys, lifecycle, migrate, serie
 from jobs.db import Database
 from jobs.host_registry import HostReport
 from jobs.lifecycle import Claim
+from jobs.organizations import DEFAULT_ORGANIZATION
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec
 from local.ports import reserve_port
@@ -291,7 +292,7 @@ def claim_job(db: Database) -> Claim:
     submission.submit(
         db,
         planned=PlannedJob(spec=JobSpec(model="tiny", training_file="file-0", seed=0)),
-        organization_id=keys.DEFAULT_ORGANIZATION,
+        organization_id=DEFAULT_ORGANIZATION,
         api_key_id=None,
         metadata={},
     )
@@ -380,7 +381,7 @@ def _store_file(service: Service) -> str:
         service.db,
         io.BytesIO(ROW * 8),
         files_dir=service.data_dir / "files",
-        organization_id=keys.DEFAULT_ORGANIZATION,
+        organization_id=DEFAULT_ORGANIZATION,
         filename="train.jsonl",
         purpose="fine-tune",
     )

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from cli.auto import command_with_switches
-from cli.commands import files, jobs, models
+from cli.commands import files, jobs, keys, models, orgs
 from cli.commands.hosts import list_hosts
 from cli.commands.job_control import show_queue
 from cli.commands.plan import plan
@@ -31,6 +31,9 @@ app = typer.Typer(
 app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
+app.add_typer(orgs.app, name="orgs")
+app.add_typer(orgs.projects, name="projects")
 app.command("hosts")(list_hosts)
 app.command("queue")(show_queue)
 app.command("plan", cls=command_with_switches("checkpointing"))(with_session(plan))

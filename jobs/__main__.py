@@ -1,4 +1,5 @@
-"""`python -m jobs migrate`: bring the database to the newest schema and write the first API key, if there is none."""
+"""`python -m jobs migrate`: bring the database to the newest schema and write the first API key, if nobody has one to
+administer with."""
 
 from __future__ import annotations
 

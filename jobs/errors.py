@@ -6,6 +6,7 @@ JobsError
   InvalidStateError        the job's status does not allow it
   ConflictError            what was asked contradicts what was asked before
   BusyError                too much of this is under way: the same request succeeds later
+  QuotaError               the organization may not use more of something
   LeaseLostError           the writer's lease is gone: it must kill its engine and write nothing more
 """
 
@@ -58,6 +59,16 @@ class BusyError(JobsError):
     """Too many such requests are under way; nothing is wrong with this one."""
 
     code = "busy"
+
+
+class QuotaError(JobsError):
+    """The organization has used what it may."""
+
+    code = "insufficient_quota"
+
+    def __init__(self, message: str, *, quota: str, used: float, limit: int, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.details = {"quota": quota, "used": used, "limit": limit}
 
 
 class LeaseLostError(JobsError):

@@ -19,10 +19,11 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from jobs.db import Database
-from jobs.errors import InvalidRequestError, InvalidStateError
+from jobs.errors import InvalidRequestError, InvalidStateError, QuotaError
 from jobs.file_check import count_rows
 from jobs.ids import new_file_id
 from jobs.models import File, Job
+from jobs.quotas import check_storage
 from jobs.status import TERMINAL
 
 # OpenAI documents 512 MB for a file sent in one request.
@@ -48,17 +49,37 @@ class StoredBytes:
     num_rows: int | None
 
 
-def store_file(
-    db: Database, source: BinaryIO, *, files_dir: Path, organization_id: str, filename: str, purpose: str
+def store_file(  # noqa: PLR0913 - the columns of a row
+    db: Database,
+    source: BinaryIO,
+    *,
+    files_dir: Path,
+    organization_id: str,
+    project_id: str | None = None,
+    filename: str,
+    purpose: str,
 ) -> File:
     """Copy an upload to disk, check it, and record it. What a file to train on must be: see `file_check.py`.
 
     Raises:
         InvalidRequestError: the file is empty, too large, or cannot be trained on; names the line.
+        QuotaError: the organization may not store so much.
     """
     stored = store_bytes(partial(_copy, source), files_dir=files_dir, filename=filename, purpose=purpose)
-    with db.transaction() as session:
-        return add_file(session, stored, organization_id=organization_id, filename=filename, purpose=purpose)
+    try:
+        with db.transaction() as session:
+            check_storage(session, organization_id=organization_id, num_bytes=stored.num_bytes)
+            return add_file(
+                session,
+                stored,
+                organization_id=organization_id,
+                project_id=project_id,
+                filename=filename,
+                purpose=purpose,
+            )
+    except QuotaError:
+        (files_dir / stored.file_id).unlink(missing_ok=True)
+        raise
 
 
 def store_bytes(write: Callable[[BinaryIO], Written], *, files_dir: Path, filename: str, purpose: str) -> StoredBytes:
@@ -83,11 +104,20 @@ def store_bytes(write: Callable[[BinaryIO], Written], *, files_dir: Path, filena
     return StoredBytes(file_id, written.num_bytes, written.sha256, num_rows)
 
 
-def add_file(session: Session, stored: StoredBytes, *, organization_id: str, filename: str, purpose: str) -> File:
+def add_file(
+    session: Session,
+    stored: StoredBytes,
+    *,
+    organization_id: str,
+    project_id: str | None,
+    filename: str,
+    purpose: str,
+) -> File:
     """Record a file whose bytes are on disk."""
     file = File(
         id=stored.file_id,
         organization_id=organization_id,
+        project_id=project_id,
         filename=filename,
         purpose=purpose,
         num_bytes=stored.num_bytes,

@@ -48,6 +48,16 @@ def new_webhook_event_id() -> str:
     return f"evt_{secrets.token_hex(_RANDOM_BYTES)}"
 
 
+def new_organization_id() -> str:
+    """`org-` and 24 hexadecimal digits."""
+    return f"org-{secrets.token_hex(_RANDOM_BYTES)}"
+
+
+def new_project_id() -> str:
+    """`proj_` and 24 hexadecimal digits."""
+    return f"proj_{secrets.token_hex(_RANDOM_BYTES)}"
+
+
 def event_id(job_id: str, seq: int) -> str:
     """The API's id of one event of a job."""
     return f"ftevent-{job_id.removeprefix('ftjob-')}-{seq}"

@@ -62,6 +62,45 @@ class Base(DeclarativeBase):
     }
 
 
+class Organization(Base):
+    """A tenant, and what it may use at most (`jobs/quotas.py`); None: as much as there is."""
+
+    __tablename__ = "organizations"
+    __table_args__ = (
+        CheckConstraint("max_queued_jobs >= 0", name="max_queued_jobs"),
+        CheckConstraint("max_running_jobs >= 0", name="max_running_jobs"),
+        CheckConstraint("max_gpu_seconds >= 0", name="max_gpu_seconds"),
+        CheckConstraint("max_stored_bytes >= 0", name="max_stored_bytes"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    max_queued_jobs: Mapped[int | None] = mapped_column(Integer)
+    max_running_jobs: Mapped[int | None] = mapped_column(Integer)
+    max_gpu_seconds: Mapped[int | None] = mapped_column(BigInteger)
+    """In the last 30 days."""
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    max_priority: Mapped[int | None] = mapped_column(SmallInteger)
+
+
+class Project(Base):
+    """A part of an organization: keys belong to one, and what they make carries its id."""
+
+    __tablename__ = "projects"
+    __table_args__ = (
+        Index("uq_projects_default", "organization_id", unique=True, postgresql_where=text("is_default")),
+        CheckConstraint("NOT (is_default AND archived_at IS NOT NULL)", name="default_stays"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    is_default: Mapped[bool] = mapped_column(server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    archived_at: Mapped[datetime | None]
+
+
 class ApiKey(Base):
     """A caller. The secret itself is not kept."""
 
@@ -69,12 +108,20 @@ class ApiKey(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     """The public part of the token."""
-    organization_id: Mapped[str]
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id", ondelete="CASCADE"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
     name: Mapped[str]
+    scopes: Mapped[list[str]]
+    """What it may do (`jobs/scopes.py`)."""
     secret_sha256: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    previous_sha256: Mapped[str | None]
+    """Of the secret before the last rotation."""
+    previous_expires_at: Mapped[datetime | None]
+    """Until when that one is taken as well."""
 
 
 class BrowserSession(Base):
@@ -107,6 +154,7 @@ class File(Base):
     """The job that made it; None for an upload."""
     path: Mapped[str | None]
     """Where its bytes lie, relative to `data_dir`; None: in `files_dir` under its id."""
+    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id", ondelete="SET NULL"))
 
 
 class Submission(Base):
@@ -193,6 +241,7 @@ class Job(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     organization_id: Mapped[str]
     api_key_id: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id", ondelete="SET NULL"))
+    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id", ondelete="SET NULL"))
     status: Mapped[str]
     spec: Mapped[dict[str, Any]]
     """`JobSpec` as JSON."""
@@ -391,6 +440,8 @@ class TunedModel(Base):
     """Folder relative to `data_dir`."""
     weights_sha256: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    num_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Of its folder; None until somebody has asked (`jobs/quotas.py`)."""
 
 
 class Host(Base):
@@ -425,45 +476,3 @@ class ReaperState(Base):
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
     last_tick_at: Mapped[datetime]
     hold_until: Mapped[datetime]
-
-
-class WebhookEndpoint(Base):
-    """Where an organization wants to be told how its jobs end."""
-
-    __tablename__ = "webhook_endpoints"
-    __table_args__ = (Index("ix_webhook_endpoints_organization_id_created_at", "organization_id", "created_at", "id"),)
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    organization_id: Mapped[str]
-    name: Mapped[str]
-    url: Mapped[str]
-    event_types: Mapped[list[str]]
-    secret: Mapped[str]
-    """In the clear, since each delivery is signed with it."""
-    previous_secret: Mapped[str | None]
-    """The one before the last rotation, signed with as well until `previous_until`."""
-    previous_until: Mapped[datetime | None]
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
-
-
-class WebhookDelivery(Base):
-    """A message to an endpoint, and how far its delivery is (`jobs/webhooks.py`)."""
-
-    __tablename__ = "webhook_deliveries"
-    __table_args__ = (
-        Index("ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("next_attempt_at IS NOT NULL")),
-    )
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    """`webhook-id` of every attempt, by which a receiver knows a repetition."""
-    endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), index=True)
-    body: Mapped[str]
-    """Exactly the bytes that are sent, in UTF-8."""
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
-    num_attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    next_attempt_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
-    """None once it is delivered or given up."""
-    delivered_at: Mapped[datetime | None]
-    last_result: Mapped[str | None]
-    """What came of the last attempt, in words."""

@@ -6,7 +6,8 @@ What fits is reckoned with these two alone and never with what is free at the mo
 little of what it will need. A job without a plan counts as 0 and may go to any host.
 
 The queue's order is priority, then fairness between organizations, then age. A job larger than the whole host is passed
-over: another host may take it. The best of the others is the host's *head*. Where the head does not fit now, jobs
+over: another host may take it; so are the jobs of an organization that runs as many as it may (`jobs/quotas.py`), which
+therefore hold up nobody else's. The best of the others is the host's *head*. Where the head does not fit now, jobs
 behind it are taken only if they leave it room: the candidate, the head and whatever this host started since the head
 was submitted have to fit together. Without that rule a stream of small jobs would keep a large one waiting for ever on
 a host with several slots; with it the head waits for no run but those that it found there. The stricter rule, to take
@@ -22,6 +23,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from jobs.models import Host
+from jobs.quotas import may_run_one_more
 
 # The last WHERE repeats the status, because it alone is looked at again when another claimer was faster: then the row
 # has changed since this statement's snapshot, and what the queue says of it is stale.
@@ -30,12 +32,16 @@ _NEXT_JOB = text("""
         SELECT CAST(:capacity_bytes AS bigint) AS capacity_bytes, CAST(:overhead_bytes AS bigint) AS overhead_bytes
     ), busy AS (
         SELECT organization_id, count(*) AS num_running FROM jobs WHERE status = 'running' GROUP BY organization_id
+    ), sated AS (
+        SELECT o.id FROM organizations o LEFT JOIN busy ON busy.organization_id = o.id
+        WHERE coalesce(busy.num_running, 0) >= o.max_running_jobs
     ), queue AS (
         SELECT q.id, q.planned_bytes + host.overhead_bytes AS needed_bytes, q.created_at, row_number() OVER (
             ORDER BY q.priority DESC, coalesce(busy.num_running, 0), q.created_at, q.id
         ) AS place
         FROM jobs q CROSS JOIN host LEFT JOIN busy ON busy.organization_id = q.organization_id
-        WHERE q.status = 'queued' AND q.run_after <= now()
+        WHERE q.status = 'queued' AND q.run_after <= now() AND q.organization_id <> ALL(:passed_over)
+            AND NOT EXISTS (SELECT FROM sated WHERE sated.id = q.organization_id)
             AND (q.planned_bytes IS NULL OR q.planned_bytes + host.overhead_bytes <= host.capacity_bytes)
     ), running AS (
         SELECT r.planned_bytes + host.overhead_bytes AS needed_bytes, r.started_at FROM jobs r CROSS JOIN host
@@ -47,7 +53,7 @@ _NEXT_JOB = text("""
         FROM queue LEFT JOIN running ON true
         WHERE queue.place = 1 GROUP BY queue.needed_bytes
     )
-    SELECT j.id FROM jobs j JOIN queue ON queue.id = j.id CROSS JOIN head CROSS JOIN host
+    SELECT j.id, j.organization_id FROM jobs j JOIN queue ON queue.id = j.id CROSS JOIN head CROSS JOIN host
     WHERE j.status = 'queued' AND (
         queue.needed_bytes IS NULL
         OR (
@@ -76,7 +82,12 @@ def lock_next_job(session: Session, *, owner: str) -> str | None:
         .with_for_update(key_share=True)
     ).one_or_none()
     capacity_bytes, overhead_bytes = (None, 0) if host is None else host
-    job_id: str | None = session.scalar(
-        _NEXT_JOB, {"host": name, "capacity_bytes": capacity_bytes, "overhead_bytes": overhead_bytes}
-    )
-    return job_id
+    passed_over: list[str] = []
+    parameters = {"host": name, "capacity_bytes": capacity_bytes, "overhead_bytes": overhead_bytes}
+    while row := session.execute(_NEXT_JOB, {**parameters, "passed_over": passed_over}).one_or_none():
+        job_id, organization_id = row
+        # The statement cannot see what another host is just claiming for the same organization.
+        if may_run_one_more(session, organization_id):
+            return str(job_id)
+        passed_over.append(organization_id)
+    return None

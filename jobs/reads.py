@@ -54,14 +54,23 @@ def find_jobs(db: Database, *, organization_id: str, job_ids: Sequence[str]) -> 
 
 
 def list_jobs(
-    db: Database, *, organization_id: str, limit: int, after: str | None = None, metadata: dict[str, str] | None = None
+    db: Database,
+    *,
+    organization_id: str,
+    limit: int,
+    after: str | None = None,
+    metadata: dict[str, str] | None = None,
+    project_id: str | None = None,
 ) -> Page[Job]:
-    """Jobs, newest first. `metadata`: only jobs that have all these pairs; an empty dict: only jobs with none.
+    """Jobs, newest first; only one project's if it is named. `metadata`: only jobs that have all these pairs; an empty
+    dict: only jobs with none.
 
     Raises:
         NotFoundError: `after` is not a job of this organization.
     """
     query = select(Job).where(Job.organization_id == organization_id).order_by(Job.created_at.desc(), Job.id.desc())
+    if project_id is not None:
+        query = query.where(Job.project_id == project_id)
     if metadata is not None:
         query = query.where(Job.metadata_.contains(metadata) if metadata else Job.metadata_ == {})
     with db.read() as session:
@@ -158,6 +167,8 @@ class JobDetails:
     """Filled in by whoever asks `queue_order.py`."""
     hosts: Sequence[HostState] = ()
     """Every worker host, where they were asked for: the same for all jobs."""
+    max_running_jobs: int | None = None
+    """How many jobs its organization may run at once."""
 
 
 # Wall-clock time over the last 50 steps, so that checkpoints and evaluations count and an old speed is forgotten.
@@ -240,13 +251,14 @@ def find_file(db: Database, *, organization_id: str, file_id: str) -> File | Non
         return file if file is not None and file.organization_id == organization_id else None
 
 
-def list_files(
+def list_files(  # noqa: PLR0913 - the parts of a query
     db: Database,
     *,
     organization_id: str,
     limit: int,
     after: str | None = None,
     purpose: str | None = None,
+    project_id: str | None = None,
     ascending: bool = False,
 ) -> Page[File]:
     """Files, newest first unless `ascending`.
@@ -263,6 +275,8 @@ def list_files(
     )
     if purpose is not None:
         query = query.where(File.purpose == purpose)
+    if project_id is not None:
+        query = query.where(File.project_id == project_id)
     with db.read() as session:
         if after is not None:
             last = _owned(session, File, after, organization_id, what="file", param="after")

@@ -34,7 +34,7 @@ class JobsSettings(BaseSettings):
     allow_hub_downloads: bool = False
     """Whether a model id of the Hugging Face hub may be named as a base; the worker then downloads it."""
     admin_key_file: Path | None = None
-    """Where `python -m jobs migrate` writes the first API key (mode 0600) if there is none yet."""
+    """Where `python -m jobs migrate` writes the first API key (mode 0600) if nobody has one to administer with."""
 
     lease_s: float = Field(default=60.0, gt=0)
     """How long a claim holds without a renewal."""

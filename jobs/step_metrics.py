@@ -84,6 +84,7 @@ def add_result_file(session: Session, job: Job, result: ResultFile) -> None:
         File(
             id=new_file_id(),
             organization_id=job.organization_id,
+            project_id=job.project_id,
             filename=FILE_NAME,
             purpose=PURPOSE,
             num_bytes=result.num_bytes,

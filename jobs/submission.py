@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.checkpoint_names import hold_maker
 from jobs.db import Database
 from jobs.idempotency import Arrival, find_made, record
 from jobs.ids import new_job_id
-from jobs.models import Job
+from jobs.models import ApiKey, Job
 from jobs.planning import PlannedJob, describe_changes, gib
+from jobs.quotas import check_submission
 from jobs.repository import NewEvent, append_events
 from jobs.status import JobStatus
 
@@ -27,6 +29,9 @@ def submit(
     """Queue a job. The caller rings the doorbell (`dispatch.ring`) afterwards, never before the commit.
 
     Without a plan any host may take it.
+
+    Raises:
+        QuotaError: the organization may not have another job.
     """
     job = _new_job(planned, organization_id=organization_id, api_key_id=api_key_id, metadata=metadata)
     with db.transaction() as session:
@@ -47,6 +52,7 @@ def submit_once(
 
     Raises:
         ConflictError: another request with the same key has.
+        QuotaError: see `submit`.
     """
     job = _new_job(planned, organization_id=organization_id, api_key_id=api_key_id, metadata=metadata)
     with db.transaction() as session:
@@ -64,6 +70,7 @@ def _new_job(planned: PlannedJob, *, organization_id: str, api_key_id: str | Non
         id=new_job_id(),
         organization_id=organization_id,
         api_key_id=api_key_id,
+        project_id=select(ApiKey.project_id).where(ApiKey.id == api_key_id).scalar_subquery(),
         status=JobStatus.QUEUED,
         spec=spec.model_dump(mode="json"),
         metadata_=metadata,
@@ -75,6 +82,7 @@ def _new_job(planned: PlannedJob, *, organization_id: str, api_key_id: str | Non
 
 def _queue(session: Session, job: Job, planned: PlannedJob) -> None:
     hold_maker(session, organization_id=job.organization_id, name=planned.spec.model)
+    check_submission(session, organization_id=job.organization_id, priority=job.priority)
     session.add(job)
     session.flush()
     queued = NewEvent(message=_queued_message(planned), status=JobStatus.QUEUED, data=planned.plan)

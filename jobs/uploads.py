@@ -28,6 +28,7 @@ from jobs.errors import BusyError, InvalidRequestError, InvalidStateError, JobsE
 from jobs.files import Written, add_file, store_bytes, sync_folder
 from jobs.ids import new_part_id, new_upload_id
 from jobs.models import File, Upload, UploadPart
+from jobs.quotas import check_storage
 from jobs.settings import JobsSettings
 from jobs.status import UploadStatus
 
@@ -98,8 +99,13 @@ class IncomingPart:
 
 
 def create(db: Database, *, organization_id: str, filename: str, purpose: str, num_bytes: int) -> Upload:
-    """Begin an upload of `num_bytes` in all."""
+    """Begin an upload of `num_bytes` in all, which from now on count as stored.
+
+    Raises:
+        QuotaError: the organization may not store so much.
+    """
     with db.transaction() as session:
+        check_storage(session, organization_id=organization_id, num_bytes=num_bytes)
         upload = Upload(
             id=new_upload_id(),
             organization_id=organization_id,
@@ -158,7 +164,13 @@ def add_part(db: Database, incoming: IncomingPart) -> UploadPart:
 
 
 def complete(
-    db: Database, settings: JobsSettings, *, organization_id: str, upload_id: str, completion: Completion
+    db: Database,
+    settings: JobsSettings,
+    *,
+    organization_id: str,
+    project_id: str | None = None,
+    upload_id: str,
+    completion: Completion,
 ) -> tuple[Upload, File]:
     """Join the parts into a file, checked as if it had come in one piece, and record it. A request that is repeated
     after it has succeeded gets the same answer. One that is refused leaves the upload and its parts as they were.
@@ -195,6 +207,7 @@ def complete(
                     session,
                     stored,
                     organization_id=organization_id,
+                    project_id=project_id,
                     filename=upload.filename,
                     purpose=upload.purpose,
                 )

@@ -22,9 +22,10 @@ from sqlalchemy.orm import Session
 from jobs.db import Database
 from jobs.errors import InvalidStateError, NotFoundError
 from jobs.ids import new_webhook_endpoint_id, new_webhook_event_id
-from jobs.models import Job, WebhookDelivery, WebhookEndpoint
+from jobs.models import Job
 from jobs.reads import Page
 from jobs.status import JobStatus
+from jobs.webhook_models import WebhookDelivery, WebhookEndpoint
 
 EVENT_TYPES = {
     JobStatus.SUCCEEDED: "fine_tuning.job.succeeded",

@@ -6,6 +6,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import create_engine, text
 
+from jobs import webhook_models  # noqa: F401  # its tables belong to the metadata
 from jobs.models import Base
 
 # Two starting processes must not migrate at once; any constant of our own will do.

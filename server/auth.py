@@ -66,6 +66,11 @@ class Authenticator:
             return principal
         return self.find_fresh(credential)
 
+    def knows(self, credential: Credential) -> bool:
+        """Whether a credential was valid not long ago, and may still be: a cheap guess."""
+        with self._lock:
+            return _digest(credential) in self._remembered
+
     def find_fresh(self, credential: Credential) -> Principal | None:
         """The caller behind a credential as of now."""
         look_up = keys.authenticate if credential.kind == "key" else keys.authenticate_session

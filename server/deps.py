@@ -18,11 +18,15 @@ from jobs.db import UNREACHABLE
 from jobs.idempotency import RequestIdentity, check_key, hash_body
 from jobs.keys import Principal
 from server import schemas
-from server.auth import check_origin, find_credential
+from server.auth import Credential, check_origin, find_credential
 from server.cloning import clone_body
-from server.errors import unauthenticated
+from server.errors import out_of_scope, too_many_requests, unauthenticated
 from server.json_body import parse_json
+from server.middleware import RATE_HEADERS
 from server.part_form import read_part
+from server.rate_limit import network_of
+from server.schemas import tenants as tenant_schemas
+from server.scopes import find_scope
 from server.services import Services
 from server.sse import Watcher
 
@@ -41,22 +45,69 @@ ServicesDep = Annotated[Services, Depends(get_services)]
 
 
 def authenticated(request: Request, services: ServicesDep) -> Principal:
-    """The caller. Every route that is not on the public list depends on this.
+    """The caller, who may do what the request asks for. Every route that is not on the public list depends on this.
 
     Raises:
-        ApiError: 401 without a valid credential; 403 for a browser's request that comes from another site.
+        ApiError: 401 without a valid credential, or for an organization or project that is not the key's; 403 for a
+            browser's request that comes from another site, or where the key lacks the route's scope; 429 for one
+            request too many.
     """
     credential = find_credential(request)
     if credential is None:
         raise unauthenticated("No API key: send the header `Authorization: Bearer sk-lomo-...`.")
-    principal = services.authenticator.find(credential)
+    principal = identify(request, services, credential)
     if principal is None and credential.kind == "key":
-        raise unauthenticated("This API key is not valid: it is mistyped, unknown or revoked.")
+        raise unauthenticated("This API key is not valid: it is mistyped, unknown, expired or revoked.")
     if principal is None:
         raise unauthenticated("The session has ended: log in again.")
     if credential.kind == "session":
         check_origin(request, method=request.method, required=True)
+    _check_place(request, principal)
+    allowance = services.requests.take(principal.api_key_id)
+    setattr(request.state, RATE_HEADERS, allowance.headers())
+    if allowance.is_exceeded:
+        message = f"This API key has sent more than {allowance.limit} requests a minute: send them more slowly."
+        raise too_many_requests(message, allowance.headers())
+    scope = find_scope(request.method, request.scope["route"].path)
+    if scope is not None and scope not in principal.scopes:
+        raise out_of_scope(scope)
     return principal
+
+
+def identify(request: Request, services: Services, credential: Credential, *, fresh: bool = False) -> Principal | None:
+    """The caller behind a credential; `fresh`: as of now. An address that has sent too many wrong ones is not listened
+    to for a while; a credential that was right before still is, since others may share its address.
+
+    Raises:
+        ApiError: 429 for an address that is not listened to.
+    """
+    address = "" if request.client is None else network_of(request.client.host)
+    allowance = services.failures.look(address)
+    if allowance.is_exceeded and not services.authenticator.knows(credential):
+        message = "Too many requests with a wrong API key have come from this address."
+        times = {name: value for name, value in allowance.headers().items() if name.lower().startswith("retry-")}
+        raise too_many_requests(message, times)
+    find = services.authenticator.find_fresh if fresh else services.authenticator.find
+    principal = find(credential)
+    if principal is None:
+        services.failures.take(address)
+    return principal
+
+
+def _check_place(request: Request, principal: Principal) -> None:
+    """Whether the key is of the organization and the project that the request names, if it names any.
+
+    Raises:
+        ApiError: 401 `mismatched_organization` or `mismatched_project`, as OpenAI's.
+    """
+    for header, code, own in (
+        ("OpenAI-Organization", "mismatched_organization", principal.organization_id),
+        ("OpenAI-Project", "mismatched_project", principal.project_id),
+    ):
+        named = request.headers.get(header)
+        if named and named != own:
+            what = code.removeprefix("mismatched_")
+            raise unauthenticated(f"The header {header} does not name the {what} of this API key, {own}.", code=code)
 
 
 Caller = Annotated[Principal, Depends(authenticated)]
@@ -70,13 +121,15 @@ def get_watcher(request: Request, services: Services, caller: Principal) -> Watc
     """
     services.hub.check_room(caller.api_key_id)
     credential = find_credential(request)
+    scope = find_scope(request.method, request.scope["route"].path)
 
     def is_still_valid() -> bool:
         try:
-            return credential is not None and services.authenticator.find_fresh(credential) is not None
+            found = None if credential is None else services.authenticator.find_fresh(credential)
         except UNREACHABLE:
             # Nobody can tell, and nothing new is sent while the database does not answer.
             return True
+        return found is not None and (scope is None or scope in found.scopes)
 
     return Watcher(caller, is_still_valid)
 
@@ -185,5 +238,16 @@ CompleteBody = Annotated[schemas.CompleteUpload, Depends(json_body(schemas.Compl
 ReceivedPart = Annotated[uploads.IncomingPart, Depends(receive_part)]
 CreateWebhookBody = Annotated[schemas.CreateWebhookEndpoint, Depends(json_body(schemas.CreateWebhookEndpoint))]
 ChangeWebhookBody = Annotated[schemas.ChangeWebhookEndpoint, Depends(json_body(schemas.ChangeWebhookEndpoint))]
-RotateBody = Annotated[schemas.RotateSecret, Depends(json_body(schemas.RotateSecret, may_be_empty=True))]
+RotateSecretBody = Annotated[schemas.RotateSecret, Depends(json_body(schemas.RotateSecret, may_be_empty=True))]
 TestWebhookBody = Annotated[schemas.SendTest, Depends(json_body(schemas.SendTest))]
+CreateOrganizationBody = Annotated[
+    tenant_schemas.CreateOrganization, Depends(json_body(tenant_schemas.CreateOrganization))
+]
+UpdateOrganizationBody = Annotated[
+    tenant_schemas.UpdateOrganization, Depends(json_body(tenant_schemas.UpdateOrganization))
+]
+NameBody = Annotated[tenant_schemas.NameProject, Depends(json_body(tenant_schemas.NameProject))]
+CreateKeyBody = Annotated[tenant_schemas.CreateKey, Depends(json_body(tenant_schemas.CreateKey))]
+CreateAdminKeyBody = Annotated[tenant_schemas.CreateAdminKey, Depends(json_body(tenant_schemas.CreateAdminKey))]
+RotateBody = Annotated[tenant_schemas.RotateKey, Depends(json_body(tenant_schemas.RotateKey, may_be_empty=True))]
+UpdateKeyBody = Annotated[tenant_schemas.UpdateKey, Depends(json_body(tenant_schemas.UpdateKey))]

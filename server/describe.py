@@ -26,13 +26,14 @@ from jobs.models import (
     TunedModel,
     Upload,
     UploadPart,
-    WebhookEndpoint,
 )
 from jobs.planning import gib
+from jobs.quotas import running_limits
 from jobs.reads import HostState, JobDetails
 from jobs.settings import JobsSettings
 from jobs.spec import ForeignSpec, JobSpec, read_stored
 from jobs.status import JobStatus, UploadStatus
+from jobs.webhook_models import WebhookEndpoint
 from server import schemas
 
 # Points of a picture as wide as a finger; the dashboard draws one per 2 pixels.
@@ -52,6 +53,9 @@ def describe_jobs(
     )
     for job_id, position in queue_order.read_positions(db, job_ids=queued).items():
         details[job_id].queue_position = position
+    limits = running_limits(db, {job.organization_id for job in jobs}) if queued else {}
+    for job in jobs:
+        details[job.id].max_running_jobs = limits.get(job.organization_id)
     return [_job(job, details[job.id], settings) for job in jobs]
 
 
@@ -170,6 +174,7 @@ def describe_file(file: File) -> schemas.FileObject:
         purpose=file.purpose,
         num_lines=file.num_lines,
         sha256=file.sha256,
+        project_id=file.project_id,
     )
 
 
@@ -309,6 +314,7 @@ def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings:
     planned = run.get("planned") or (job.plan or {}).get("memory")
     owner = job.lease_owner or details.owner
     return {
+        "project_id": job.project_id,
         "attempt": job.attempt,
         "failures": job.failures,
         "host": _host(owner) if owner else None,
@@ -316,7 +322,7 @@ def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings:
         "cancel_requested": job.cancel_requested_at is not None,
         "pause_requested": job.pause_requested_at is not None,
         "queue_position": details.queue_position,
-        "waiting_for": waiting_for(job, details.hosts),
+        "waiting_for": _over_quota(job, details) or waiting_for(job, details.hosts),
         "step": job.step,
         "total_steps": job.total_steps,
         "loss": job.loss,
@@ -337,6 +343,16 @@ def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings:
         "model_path": str((settings.data_dir / details.model_path).absolute()) if details.model_path else None,
         "loss_curve": details.loss_curve,
     }
+
+
+def _over_quota(job: Job, details: JobDetails) -> str | None:
+    """Why a queued job waits where its organization runs as many as it may."""
+    if job.status != JobStatus.QUEUED or details.max_running_jobs is None:
+        return None
+    num_running = sum(run.organization_id == job.organization_id for state in details.hosts for run in state.running)
+    if num_running < details.max_running_jobs:
+        return None
+    return f"quota: your organization runs {num_running} jobs, as many as it may."
 
 
 def _host(owner: str) -> str:

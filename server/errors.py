@@ -2,7 +2,7 @@
 `{"error": {"message", "type", "param", "code"}}`, so that the official clients show the reason.
 
 What the client retries (408, 409, 429, 5xx) is chosen with care: a wrong state is 400, since asking again cannot help,
-and a 409 tells the official client not to.
+and a 409, or a 429 for a quota, tells the official client not to.
 A rejected value is never echoed: it may be what JSON cannot hold, or a secret.
 """
 
@@ -20,7 +20,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from jobs.db import UNREACHABLE
-from jobs.errors import BusyError, ConflictError, InvalidRequestError, InvalidStateError, JobsError, NotFoundError
+from jobs.errors import (
+    BusyError,
+    ConflictError,
+    InvalidRequestError,
+    InvalidStateError,
+    JobsError,
+    NotFoundError,
+    QuotaError,
+)
 
 # Seconds: a restart of Postgres takes 0.1 to 2 s; the official client retries after as long as this says.
 _RETRY_AFTER_S = 2
@@ -33,6 +41,7 @@ _STATUS: dict[type[JobsError], int] = {
     InvalidStateError: 400,
     ConflictError: 409,
     BusyError: 429,
+    QuotaError: 429,
 }
 _STATUS_BY_CODE = {"file_too_large": 413, "part_too_large": 413}
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 415: "unsupported_media_type"}
@@ -68,9 +77,20 @@ class ApiError(Exception):
         self.details = details or {}
 
 
-def unauthenticated(message: str) -> ApiError:
+def unauthenticated(message: str, *, code: str = "invalid_api_key") -> ApiError:
     """401: no key, or one that is not valid."""
-    return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+    return ApiError(401, message, code=code, headers={"WWW-Authenticate": "Bearer"})
+
+
+def out_of_scope(scope: str) -> ApiError:
+    """403: the key may do other things, but not this."""
+    message = f"This API key lacks the scope {scope}: ask whoever administers your organization for one that has it."
+    return ApiError(403, message, code="insufficient_scope", details={"scope": scope})
+
+
+def too_many_requests(message: str, headers: Mapping[str, str]) -> ApiError:
+    """429: too often; the headers say when to come again."""
+    return ApiError(429, message, code="rate_limit_exceeded", headers=headers)
 
 
 def forbidden(message: str, *, code: str) -> ApiError:
@@ -90,6 +110,8 @@ def error_response(error: ApiError) -> Response:
         kind = "server_error"
     else:
         kind = "rate_limit_error" if error.status == 429 else "invalid_request_error"
+    if error.code == QuotaError.code:
+        kind = QuotaError.code  # OpenAI's type for it has the same name
     body = {
         "error": {**error.details, "message": error.message, "type": kind, "param": error.param, "code": error.code}
     }
@@ -136,7 +158,8 @@ def _handle_api_error(_request: Request, error: ApiError) -> Response:
 def _handle_jobs_error(_request: Request, error: JobsError) -> Response:
     kind = next(kind for kind in type(error).__mro__ if kind in _STATUS)
     status = _STATUS_BY_CODE.get(error.code) or _STATUS[kind]
-    headers = {"x-should-retry": "false"} if status == 409 else None
+    is_final = status == 409 or isinstance(error, QuotaError)
+    headers = {"x-should-retry": "false"} if is_final else None
     return error_response(
         ApiError(status, error.message, code=error.code, param=error.param, headers=headers, details=error.details)
     )

@@ -23,16 +23,27 @@ from server.deps import authenticated
 from server.hub import Hub
 from server.middleware import BodyLimit, Gate, RequestContext
 from server.prometheus import Metrics
-from server.routes import files, health, hosts, jobs, models, pages, plan, queue, runs, uploads, webhooks
+from server.rate_limit import RateLimiter
+from server.routes import (
+    files,
+    health,
+    hosts,
+    jobs,
+    models,
+    organization,
+    organizations,
+    pages,
+    plan,
+    queue,
+    runs,
+    uploads,
+    webhooks,
+)
 from server.routes import metrics as metrics_route
+from server.scopes import PUBLIC, find_scope
 from server.services import Services
 from server.settings import ServerSettings
 from server.webhook_delivery import WebhookDelivery
-
-# Everything that answers without a key: probes, the login, and pages and assets that hold code but no data.
-PUBLIC = frozenset(
-    {"GET /healthz", "GET /readyz", "GET /", "GET /login", "POST /login", "/assets"},
-)
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
@@ -48,6 +59,8 @@ def create_app(settings: ServerSettings) -> FastAPI:
         shapes=ShapeCache(settings.data_dir / SHAPES_NAME),
         metrics=metrics,
         webhooks=WebhookDelivery(db, settings),
+        requests=RateLimiter(settings.requests_per_minute),
+        failures=RateLimiter(settings.failed_logins_per_minute),
         schema_revision=head_revision(),
     )
     app = FastAPI(
@@ -66,11 +79,27 @@ def create_app(settings: ServerSettings) -> FastAPI:
     for module in (files, uploads, jobs, runs, models, hosts, queue, plan, webhooks, health, metrics_route, pages):
         # Flat, not nested, so that what guards a route can be seen on it.
         app.router.routes.extend(module.router.routes)
+    for module in (organization, organizations):
+        app.router.routes.extend(module.router.routes)
     app.mount("/assets", StaticFiles(directory=pages.DASHBOARD_DIR, check_dir=False))
     unguarded = sorted(name for route in app.routes for name in _names(route) if not _is_guarded(route, name))
     if unguarded:
         raise RuntimeError(f"routes without authentication: {unguarded}")
+    check_scopes(app)
     return app
+
+
+def check_scopes(app: FastAPI) -> None:
+    """See that for every route that needs a key it is known which scope it asks for.
+
+    Raises:
+        UnknownRouteError: for one it is not.
+    """
+    for route in app.routes:
+        if isinstance(route, APIRoute):
+            for method in route.methods or ():
+                if f"{method} {route.path}" not in PUBLIC:
+                    find_scope(method, route.path)
 
 
 @asynccontextmanager

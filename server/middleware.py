@@ -37,6 +37,9 @@ _MAX_LENGTH_DIGITS = 20  # of 2**64
 # A path longer than this was not written by people; it would only fill the log.
 _MAX_LOGGED_PATH_CHARS = 200
 
+RATE_HEADERS = "rate_headers"
+"""Where in a request's state the headers lie that say how many more its key may send (`server/rate_limit.py`)."""
+
 # In metrics: what no route took, and methods that nobody defines, which a stranger could make up without end.
 _NO_ROUTE, _OTHER_METHOD = "none", "OTHER"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -77,7 +80,10 @@ class RequestContext:
             nonlocal status, start_s
             if message["type"] == "http.response.start":
                 status, start_s = message["status"], time.monotonic() - started
-                _complete_headers(MutableHeaders(scope=message), scope["path"], request_id)
+                headers = MutableHeaders(scope=message)
+                _complete_headers(headers, scope["path"], request_id)
+                for name, value in scope["state"].get(RATE_HEADERS, {}).items():
+                    headers[name] = value
             await send(message)
 
         try:

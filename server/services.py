@@ -11,6 +11,7 @@ from jobs.shape_cache import ShapeCache
 from server.auth import Authenticator
 from server.hub import Hub
 from server.prometheus import Metrics
+from server.rate_limit import RateLimiter
 from server.settings import ServerSettings
 from server.webhook_delivery import WebhookDelivery
 
@@ -27,5 +28,9 @@ class Services:
     shapes: ShapeCache
     metrics: Metrics
     webhooks: WebhookDelivery
+    requests: RateLimiter
+    """By API key."""
+    failures: RateLimiter
+    """Keys that are not valid, by address."""
     schema_revision: str
     """The newest revision that this code knows."""

@@ -24,6 +24,11 @@ class ServerSettings(JobsSettings):
     """Connections to Postgres kept open; five more may be opened under load."""
     max_connections: int = Field(default=1500, ge=1)
     """Open connections beyond which new ones are answered 503; above `max_streams`, so that streams leave room."""
+    requests_per_minute: int = Field(default=6000, ge=1)
+    """Requests of one API key; so many at once, too. 100 a second are far more than a client needs."""
+    failed_logins_per_minute: int = Field(default=120, ge=1)
+    """Requests of one address with a key that is not valid, beyond which it is answered 429. Nobody can guess a key;
+    this keeps who tries from costing a query each time."""
     max_streams: int = Field(default=1000, ge=1)
     """Open event streams in all (500 on one process were measured at 139 MB and 52 ms median latency)."""
     max_streams_per_key: int = Field(default=100, ge=1)

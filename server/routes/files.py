@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import FileResponse
 from starlette.datastructures import FormData, UploadFile
 
-from jobs import files, reads
+from jobs import files, quotas, reads
 from jobs.errors import InvalidRequestError, NotFoundError
 from server import schemas
 from server.deps import Caller, ServicesDep, UploadForm, authenticated
@@ -26,11 +26,13 @@ _MAX_FILENAME_CHARS = 255
 def create_file(form: UploadForm, caller: Caller, services: ServicesDep) -> schemas.FileObject:
     """Store an upload. Its lines are checked on the way to disk if it is to train on."""
     upload, purpose = _read_form(form)
+    quotas.measure_models(services.db, organization_id=caller.organization_id, data_dir=services.settings.data_dir)
     file = files.store_file(
         services.db,
         upload.file,
         files_dir=services.settings.files_dir,
         organization_id=caller.organization_id,
+        project_id=caller.project_id,
         filename=display_name(upload.filename or ""),
         purpose=purpose,
     )
@@ -50,6 +52,7 @@ def list_files(
         limit=query.limit,
         after=query.after,
         purpose=query.purpose,
+        project_id=query.project_id,
         ascending=query.order == "asc",
     )
     data = [describe_file(file) for file in page.items]

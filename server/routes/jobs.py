@@ -56,12 +56,18 @@ def list_jobs(
     with_curve = "loss_curve" in query.include
     metadata = _read_metadata_filter(request)
     if query.stream:
-        if query.after is not None or metadata is not None:
-            raise InvalidRequestError("A stream of jobs takes neither 'after' nor 'metadata'.", param="stream")
+        if query.after is not None or metadata is not None or query.project_id is not None:
+            message = "A stream of jobs takes neither 'after' nor 'metadata' nor 'project_id'."
+            raise InvalidRequestError(message, param="stream")
         watcher = get_watcher(request, services, caller)
         return EventStreamResponse(stream_jobs(services.hub, watcher=watcher, limit=query.limit, with_curve=with_curve))
     page = reads.list_jobs(
-        services.db, organization_id=caller.organization_id, limit=query.limit, after=query.after, metadata=metadata
+        services.db,
+        organization_id=caller.organization_id,
+        limit=query.limit,
+        after=query.after,
+        metadata=metadata,
+        project_id=query.project_id,
     )
     data = describe_jobs(services.db, services.settings, page.items, with_curve=with_curve)
     return schemas.JobList(data=data, has_more=page.has_more)

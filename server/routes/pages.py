@@ -11,7 +11,8 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Resp
 
 from jobs import keys
 from server.auth import SESSION_COOKIE, Credential, check_origin, find_credential
-from server.deps import ServicesDep, authenticated
+from server.deps import ServicesDep, authenticated, identify
+from server.errors import ApiError
 
 router = APIRouter()
 
@@ -34,7 +35,7 @@ async def read_login_key(request: Request) -> str:
 def get_dashboard(request: Request, services: ServicesDep) -> Response:
     """The dashboard, or the way to the login."""
     credential = find_credential(request)
-    if credential is None or services.authenticator.find(credential) is None:
+    if credential is None or identify(request, services, credential) is None:
         return RedirectResponse("/login", _SEE_OTHER)
     return FileResponse(DASHBOARD_DIR / "index.html", headers={"Cache-Control": "no-cache"})
 
@@ -48,7 +49,10 @@ def get_login() -> Response:
 @router.post("/login")
 def log_in(request: Request, services: ServicesDep, api_key: Annotated[str, Depends(read_login_key)]) -> Response:
     """Exchange an API key for a session's cookie."""
-    principal = services.authenticator.find_fresh(Credential("key", api_key))
+    try:
+        principal = identify(request, services, Credential("key", api_key), fresh=True)
+    except ApiError as error:
+        return _login_page(error.message, status=error.status)
     if principal is None:
         return _login_page(_WRONG_KEY, status=401)
     response = RedirectResponse("/", _SEE_OTHER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends
 
-from jobs import uploads
+from jobs import quotas, uploads
 from jobs.errors import InvalidRequestError
 from server import schemas
 from server.deps import Caller, CompleteBody, ReceivedPart, ServicesDep, UploadBody, authenticated
@@ -30,6 +30,7 @@ def create_upload(body: UploadBody, caller: Caller, services: ServicesDep) -> sc
             param="bytes",
         )
     uploads.sweep(services.db, services.settings)
+    quotas.measure_models(services.db, organization_id=caller.organization_id, data_dir=services.settings.data_dir)
     upload = uploads.create(
         services.db,
         organization_id=caller.organization_id,
@@ -54,6 +55,7 @@ def complete_upload(upload_id: str, body: CompleteBody, caller: Caller, services
         services.db,
         services.settings,
         organization_id=caller.organization_id,
+        project_id=caller.project_id,
         upload_id=upload_id,
         completion=completion,
     )

@@ -18,7 +18,7 @@ from server.deps import (
     Caller,
     ChangeWebhookBody,
     CreateWebhookBody,
-    RotateBody,
+    RotateSecretBody,
     ServicesDep,
     TestWebhookBody,
     authenticated,
@@ -97,7 +97,7 @@ def delete_endpoint(endpoint_id: str, caller: Caller, services: ServicesDep) -> 
 
 @router.post("/webhook_endpoints/{endpoint_id}/rotate_secret")
 def rotate_secret(
-    endpoint_id: str, body: RotateBody, caller: Caller, services: ServicesDep
+    endpoint_id: str, body: RotateSecretBody, caller: Caller, services: ServicesDep
 ) -> schemas.WebhookEndpointWithSecret:
     """A new secret; the old one stays valid for a day if that is asked for."""
     endpoint = webhooks.rotate(

@@ -12,7 +12,7 @@ from server.schemas.base import EdgedPage, Request
 
 
 class FileObject(BaseModel):
-    """OpenAI's `file`; `num_lines` and `sha256` are ours."""
+    """OpenAI's `file`; `num_lines`, `sha256` and `project_id` are ours."""
 
     object: Literal["file"] = "file"
     id: str
@@ -25,6 +25,7 @@ class FileObject(BaseModel):
     status_details: str | None = None
     num_lines: int | None
     sha256: str
+    project_id: str | None
 
 
 class DeletedFile(BaseModel):

@@ -63,6 +63,8 @@ class Memory(BaseModel):
 class RunState(BaseModel):
     """How a job's run stands."""
 
+    project_id: str | None
+    """Of the key that created the job."""
     attempt: int
     failures: int
     host: str | None
@@ -73,7 +75,8 @@ class RunState(BaseModel):
     queue_position: int | None
     """Of a queued job, among those of all organizations: 1 is the next to be claimed."""
     waiting_for: str | None
-    """Why a queued job waits, as of this answer: `memory: ...`, `slot: ...` or `worker: ...`."""
+    """Why a queued job waits, as of this answer: `memory: ...`, `slot: ...`, `quota: ...` or
+    `worker: ...`."""
     step: int
     total_steps: int | None
     loss: float | None

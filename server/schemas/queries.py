@@ -21,6 +21,7 @@ class JobsQuery(BaseModel):
     after: str | None = None
     include: list[Literal["loss_curve"]] = Field(default=[], alias="include[]")
     stream: bool = False
+    project_id: str | None = None
 
 
 class _FeedQuery(BaseModel):
@@ -73,6 +74,7 @@ class FilesQuery(BaseModel):
     after: str | None = None
     order: Literal["asc", "desc"] = "desc"
     purpose: str | None = None
+    project_id: str | None = None
 
 
 class WebhooksQuery(BaseModel):

@@ -17,9 +17,9 @@ from sqlalchemy import select
 from jobs import eventlog, host_registry, lifecycle, submission
 from jobs.db import Database
 from jobs.host_registry import HostReport
-from jobs.keys import DEFAULT_ORGANIZATION
 from jobs.lifecycle import JobFailure, RetryPolicy
 from jobs.models import Attempt, Event, Host, Job
+from jobs.organizations import DEFAULT_ORGANIZATION
 from jobs.planning import PlannedJob
 from jobs.repository import Lease
 from jobs.spec import JobSpec

@@ -11,11 +11,13 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from jobs import lifecycle, reads
+from jobs import key_admin, lifecycle, reads
+from jobs.key_admin import KeyPlace
 from jobs.keys import Principal
 from local.postgres import Postgres
 from server import feeds, sse
 from server import hub as hub_module
+from server.auth import Credential
 
 from .conftest import Follower, Run, RunningServer, Site
 
@@ -243,16 +245,51 @@ def test_a_client_that_leaves_is_forgotten(site: Site) -> None:
     site.wait_until(lambda: not hub._feeds and hub._open.total() == 0, 10, "the stream to be forgotten")
 
 
-def test_a_revoked_key_ends_its_streams(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "end",
+    [
+        "revoked_at = now()",
+        "expires_at = now()",
+        "scopes = '{files:read}'",
+        # Rotated, and the grace of the secret before is over.
+        "previous_sha256 = secret_sha256, secret_sha256 = '', previous_expires_at = now()",
+    ],
+)
+def test_a_key_that_ends_ends_its_streams(site: Site, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     monkeypatch.setattr(sse, "RECHECK_S", 0.1)
     run = site.run()
     follower = site.follow_job(run.job_id)
     follower.wait_for(lambda: len(follower.seqs) == NUM_OPENING, "the replay")
     with site.db.transaction() as session:
-        session.execute(text("UPDATE api_keys SET revoked_at = now()"))
+        session.execute(text(f"UPDATE api_keys SET {end}"))  # noqa: S608 - the ends stand above
     follower.join()
     assert not follower.is_done
     assert follower.error is None
+
+
+def test_a_stream_outlives_a_rotation_until_its_grace_is_over(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "RECHECK_S", 0.1)
+    run = site.run()
+    follower = site.follow_job(run.job_id)
+    follower.wait_for(lambda: len(follower.seqs) == NUM_OPENING, "the replay")
+    place = KeyPlace(organization_id="org-local")
+    _, token = key_admin.rotate(site.db, place, site.key.split("-")[2], grace_s=3600)
+    checks: list[bool] = []
+    find_fresh = site.server.services.authenticator.find_fresh
+
+    def find_and_note(credential: Credential) -> Principal | None:
+        found = find_fresh(credential)
+        checks.append(found is not None)
+        return found
+
+    monkeypatch.setattr(site.server.services.authenticator, "find_fresh", find_and_note)
+    follower.wait_for(lambda: len(checks) > 2, "some checks of the key")
+    assert not follower.has_ended
+    with site.db.transaction() as session:
+        session.execute(text("UPDATE api_keys SET previous_expires_at = now()"))
+    follower.join()
+    assert checks[:2] == [True, True]
+    assert site.client(token).get("/v1/models").status_code == 200
 
 
 def test_limit_of_streams(site: Site) -> None:

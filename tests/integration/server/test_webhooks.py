@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select, text, update
 
 from jobs import keys, webhooks
-from jobs.models import WebhookDelivery
+from jobs.webhook_models import WebhookDelivery
 from server.settings import ServerSettings
 
 from ...conftest import WaitUntil, wait_until_true
