@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
-from jobs import webhooks
+from jobs import quotas, webhooks
 from jobs.db import Database
 from jobs.errors import InvalidStateError
 from jobs.ids import tuned_model_id
@@ -304,6 +304,7 @@ def resume(db: Database, *, organization_id: str, job_id: str) -> Job:
     Raises:
         NotFoundError: no such job of this organization.
         InvalidStateError: the job is not paused.
+        QuotaError: the organization may not queue one more job.
     """
     with db.transaction() as session:
         job = lock_owned(session, organization_id=organization_id, job_id=job_id)
@@ -312,6 +313,7 @@ def resume(db: Database, *, organization_id: str, job_id: str) -> Job:
             session.flush()
             append_events(session, job.id, job.attempt, [NewEvent(message="The pause was taken back.")])
         elif job.status == JobStatus.PAUSED:
+            quotas.check_submission(session, organization_id=organization_id, priority=job.priority)
             event = NewEvent(message="The job was resumed and is queued again.", status=JobStatus.QUEUED)
             _change(session, job, JobStatus.QUEUED, [event], values={"run_after": func.now()})
         else:

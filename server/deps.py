@@ -195,12 +195,12 @@ def _validate(schema: type[Body], body: dict[str, Any]) -> Body:
         raise RequestValidationError(details) from error
 
 
-def json_body(schema: type[Body], *, may_be_empty: bool = False) -> Callable[..., Awaitable[Body]]:
-    """A dependency that reads a body of this schema once the caller is known; see `read_creation`."""
+def json_body(schema: type[Body]) -> Callable[..., Awaitable[Body]]:
+    """A dependency that reads a body of this schema once the caller is known; see `read_creation`. No body at all is an
+    empty object."""
 
     async def read(request: Request, _caller: Caller) -> Body:
-        content = await request.body()
-        return _validate(schema, {} if may_be_empty and not content else parse_json(content))
+        return _validate(schema, parse_json(await request.body() or b"{}"))
 
     return read
 
@@ -238,7 +238,7 @@ CompleteBody = Annotated[schemas.CompleteUpload, Depends(json_body(schemas.Compl
 ReceivedPart = Annotated[uploads.IncomingPart, Depends(receive_part)]
 CreateWebhookBody = Annotated[schemas.CreateWebhookEndpoint, Depends(json_body(schemas.CreateWebhookEndpoint))]
 ChangeWebhookBody = Annotated[schemas.ChangeWebhookEndpoint, Depends(json_body(schemas.ChangeWebhookEndpoint))]
-RotateSecretBody = Annotated[schemas.RotateSecret, Depends(json_body(schemas.RotateSecret, may_be_empty=True))]
+RotateSecretBody = Annotated[schemas.RotateSecret, Depends(json_body(schemas.RotateSecret))]
 TestWebhookBody = Annotated[schemas.SendTest, Depends(json_body(schemas.SendTest))]
 CreateOrganizationBody = Annotated[
     tenant_schemas.CreateOrganization, Depends(json_body(tenant_schemas.CreateOrganization))
@@ -249,5 +249,5 @@ UpdateOrganizationBody = Annotated[
 NameBody = Annotated[tenant_schemas.NameProject, Depends(json_body(tenant_schemas.NameProject))]
 CreateKeyBody = Annotated[tenant_schemas.CreateKey, Depends(json_body(tenant_schemas.CreateKey))]
 CreateAdminKeyBody = Annotated[tenant_schemas.CreateAdminKey, Depends(json_body(tenant_schemas.CreateAdminKey))]
-RotateBody = Annotated[tenant_schemas.RotateKey, Depends(json_body(tenant_schemas.RotateKey, may_be_empty=True))]
+RotateBody = Annotated[tenant_schemas.RotateKey, Depends(json_body(tenant_schemas.RotateKey))]
 UpdateKeyBody = Annotated[tenant_schemas.UpdateKey, Depends(json_body(tenant_schemas.UpdateKey))]
