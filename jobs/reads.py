@@ -155,6 +155,8 @@ class JobDetails:
     loss_curve: list[tuple[int, float]] | None = None
     hosts: Sequence[HostState] = ()
     """Every worker host, where they were asked for: the same for all jobs."""
+    checked: dict[str, Any] | None = None
+    """What the check of its files has found, in figures (`checking.py`)."""
 
 
 # Wall-clock time over the last 50 steps, so that checkpoints and evaluations count and an old speed is forgotten.

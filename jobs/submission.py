@@ -22,15 +22,14 @@ def submit(
     organization_id: str,
     api_key_id: str | None,
     metadata: dict[str, str],
-    check: bool = False,
 ) -> Job:
-    """Queue a job; with `check` only once a worker has looked through its files (`checking.py`). The caller rings the doorbell (`dispatch.ring`) afterwards, never before the commit.
+    """Queue a job, or have its files checked before that (`checking.py`). The caller rings the doorbell (`dispatch.ring`) afterwards, never before the commit.
 
     Without a plan any host may take it.
     """
     job = _new_job(planned, organization_id=organization_id, api_key_id=api_key_id, metadata=metadata)
     with db.transaction() as session:
-        _queue(session, job, planned, check=check)
+        _queue(session, job, planned)
         return job
 
 
@@ -42,7 +41,6 @@ def submit_once(
     organization_id: str,
     api_key_id: str | None,
     metadata: dict[str, str],
-    check: bool = False,
 ) -> tuple[Job, bool]:
     """Queue the job of a request that may come twice. Returns it, and False where another try has queued it meanwhile.
 
@@ -54,7 +52,7 @@ def submit_once(
         made = find_made(session, arrival)
         if made is not None:
             return made, False
-        _queue(session, job, planned, check=check)
+        _queue(session, job, planned)
         record(session, arrival, job)
         return job, True
 
@@ -74,16 +72,15 @@ def _new_job(planned: PlannedJob, *, organization_id: str, api_key_id: str | Non
     )
 
 
-def _queue(session: Session, job: Job, planned: PlannedJob, *, check: bool) -> None:
+def _queue(session: Session, job: Job, planned: PlannedJob) -> None:
+    check = planned.check_files
     status = JobStatus.VALIDATING_FILES if check else JobStatus.QUEUED
     job.status = status
     session.add(job)
     session.flush()
     if check:
         spec = planned.spec
-        session.add(
-            DataCheck(job_id=job.id, training_file=spec.training_file, validation_file=spec.validation_file)
-        )
+        session.add(DataCheck(job_id=job.id, training_file=spec.training_file, validation_file=spec.validation_file))
         session.flush()
     begun = _validating(planned) if check else "Queued"
     now = NewEvent(message=begun + _memory_message(planned), status=status, data=planned.plan)

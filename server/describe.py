@@ -8,10 +8,12 @@ more than one step: seconds per step is wall-clock time over the last 50 steps o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from jobs import reads
+from jobs.checking import read_summaries
 from jobs.db import Database
 from jobs.ids import event_id, tuned_model_id
 from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Job, TunedModel, Upload, UploadPart
@@ -36,7 +38,8 @@ def describe_jobs(
         num_curve_points=NUM_CURVE_POINTS if with_curve else 0,
         with_hosts=any(job.status == JobStatus.QUEUED for job in jobs),
     )
-    return [_job(job, details[job.id], settings) for job in jobs]
+    checks = read_summaries(db, job_ids=[job.id for job in jobs])
+    return [_job(job, replace(details[job.id], checked=checks.get(job.id)), settings) for job in jobs]
 
 
 def describe_event(event: Event) -> schemas.JobEvent:
@@ -253,6 +256,7 @@ def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings:
             measured_peak_bytes=(job.memory or {}).get("peak_bytes"),
             planned_peak_bytes=(planned or {}).get("peak_bytes"),
         ),
+        "data": schemas.DataFigures.model_validate(details.checked) if details.checked else None,
         "evaluations": [describe_evaluation(evaluation) for evaluation in details.evaluations],
         "weights_sha256": job.weights_sha256,
         "model_path": str((settings.data_dir / details.model_path).absolute()) if details.model_path else None,

@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Mount
 from jobs.db import Database
 from jobs.dispatch import make_celery
 from jobs.migrate import head_revision
+from jobs.row_preview import RowPreviews
 from jobs.shape_cache import SHAPES_NAME, ShapeCache
 from server import errors
 from server.auth import Authenticator
@@ -23,7 +24,7 @@ from server.deps import authenticated
 from server.hub import Hub
 from server.middleware import BodyLimit, Gate, RequestContext
 from server.prometheus import Metrics
-from server.routes import files, health, hosts, jobs, models, pages, plan, runs, uploads
+from server.routes import data, files, health, hosts, jobs, models, pages, plan, runs, uploads
 from server.routes import metrics as metrics_route
 from server.services import Services
 from server.settings import ServerSettings
@@ -45,6 +46,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         authenticator=Authenticator(db),
         hub=Hub(db, settings),
         shapes=ShapeCache(settings.data_dir / SHAPES_NAME),
+        previews=RowPreviews(),
         metrics=metrics,
         schema_revision=head_revision(),
     )
@@ -61,7 +63,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    for module in (files, uploads, jobs, runs, models, hosts, plan, health, metrics_route, pages):
+    for module in (files, uploads, data, jobs, runs, models, hosts, plan, health, metrics_route, pages):
         # Flat, not nested, so that what guards a route can be seen on it.
         app.router.routes.extend(module.router.routes)
     app.mount("/assets", StaticFiles(directory=pages.DASHBOARD_DIR, check_dir=False))

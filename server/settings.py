@@ -30,6 +30,9 @@ class ServerSettings(JobsSettings):
     """Open event streams of one API key."""
     max_upload_bytes: int = Field(default=8 * 2**30, ge=1)
     """Size of a file that is uploaded in parts (8 GB are OpenAI's); while it is joined it needs twice that on disk."""
+    data_checks: bool = True
+    """Whether a worker looks through the files of a job before it is queued. Without, a wrong row is found by the run
+    itself, after its model has been loaded."""
     server_stop_grace_s: int = Field(default=5, ge=1)
     """How long requests may take to end when the server is told to stop; streams end at once."""
 

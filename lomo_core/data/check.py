@@ -205,9 +205,7 @@ def _estimate(config: CheckConfig, training: FileCheck) -> dict[str, Any]:
     lengths: NDArray[np.int32] = np.asarray(training.lengths).astype(np.int32)
     plan: BatchPlan | PackedPlan
     if config.packing:
-        plan = PackedPlan(
-            lengths, max_seq_length=config.max_seq_length, batch_size=config.batch_size, seed=config.seed
-        )
+        plan = PackedPlan(lengths, max_seq_length=config.max_seq_length, batch_size=config.batch_size, seed=config.seed)
     else:
         plan = BatchPlan(lengths, batch_size=config.batch_size, seed=config.seed)
     of_epochs = plan.batches_per_epoch * config.n_epochs
