@@ -76,16 +76,13 @@ def claim_check(db: Database, *, owner: str, lease_s: float, max_failures: int) 
             message = f"This version cannot read the job's options: {error.error_count()} of them are not valid."
             _end(session, job, check, JobFailure(code="invalid_spec", message=message))
             return None
-        token = uuid.uuid4()
-        session.execute(
-            update(DataCheck)
-            .where(DataCheck.job_id == job.id)
-            .values(number=DataCheck.number + 1, token=token, owner=owner, expires_at=_after(lease_s))
-        )
+        check.number += 1
+        check.token, check.owner = uuid.uuid4(), owner
+        check.expires_at = session.scalar(select(_after(lease_s)))
         return CheckClaim(
             job_id=job.id,
-            token=token,
-            number=check.number + 1,
+            token=check.token,
+            number=check.number,
             organization_id=job.organization_id,
             spec=spec,
         )

@@ -234,7 +234,8 @@ def release(db: Database, lease: Lease, *, reason: str) -> None:
 def end_check(session: Session, job: Job, failure: JobFailure | None, events: Sequence[NewEvent]) -> None:
     """Move a locked row on from `validating_files`: to the queue, or to its end by `failure` (`jobs/checking.py`)."""
     if failure is not None:
-        append_events(session, job.id, job.attempt, events)
+        if events:
+            append_events(session, job.id, job.attempt, events)
         _fail(session, job, failure)
         return
     validated = NewEvent(message="Files validated, moving job to queued state.", status=JobStatus.QUEUED)

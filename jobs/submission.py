@@ -23,9 +23,10 @@ def submit(
     api_key_id: str | None,
     metadata: dict[str, str],
 ) -> Job:
-    """Queue a job, or have its files checked before that (`checking.py`). The caller rings the doorbell (`dispatch.ring`) afterwards, never before the commit.
+    """Queue a job, or have its files checked before that (`checking.py`).
 
-    Without a plan any host may take it.
+    The caller rings the doorbell (`dispatch.ring`) afterwards, never before the commit. Without a plan any host may
+    take it.
     """
     job = _new_job(planned, organization_id=organization_id, api_key_id=api_key_id, metadata=metadata)
     with db.transaction() as session:
