@@ -76,9 +76,9 @@ def claim_check(db: Database, *, owner: str, lease_s: float, max_failures: int) 
             message = f"This version cannot read the job's options: {error.error_count()} of them are not valid."
             _end(session, job, check, JobFailure(code="invalid_spec", message=message))
             return None
+        expires_at = session.scalar(select(_after(lease_s)))
         check.number += 1
-        check.token, check.owner = uuid.uuid4(), owner
-        check.expires_at = session.scalar(select(_after(lease_s)))
+        check.token, check.owner, check.expires_at = uuid.uuid4(), owner, expires_at
         return CheckClaim(
             job_id=job.id,
             token=check.token,
@@ -213,8 +213,8 @@ def _lock(session: Session, claim: CheckClaim) -> tuple[Job, DataCheck]:
 def _end(
     session: Session, job: Job, check: DataCheck, failure: JobFailure | None, *, warnings: Sequence[NewEvent] = ()
 ) -> None:
-    check.token = check.expires_at = None
-    check.checked_at = session.scalar(select(func.now()))
+    now = session.scalar(select(func.now()))
+    check.token, check.expires_at, check.checked_at = None, None, now
     session.flush()
     end_check(session, job, failure, warnings)
 

@@ -112,37 +112,17 @@ def test_good_files_are_measured_and_the_job_is_queued(
     assert not checker.check_next()
 
 
-@pytest.mark.parametrize(
-    ("name", "line"), [(item["file"], item["line"]) for item in json.loads((BAD / "index.json").read_text("utf-8"))]
-)
-def test_bad_files_end_with_their_line(
-    bench: Any, checker: DataChecker, place_model: Callable[..., None], name: str, line: int | None
-) -> None:
-    """Also what the upload refuses already: another version's file, or one that was damaged on disk, may lie there."""
-    place_model()
-    job_id = submit(bench, (BAD / name).read_bytes())
-    assert checker.check_next()
-    job = bench.job(job_id)
-    assert job.status == JobStatus.FAILED
-    assert job.error["code"] == "invalid_training_file"
-    assert job.error["param"] == "training_file"
-    if line is not None:
-        assert f"line {line}: " in job.error["message"], job.error
-
-
-def test_many_errors_are_counted_and_the_first_are_named(
+def test_a_wrong_row_ends_the_job_with_its_line(
     bench: Any, checker: DataChecker, place_model: Callable[..., None]
 ) -> None:
     place_model()
-    job_id = submit(bench, (BAD / "37_many_errors.jsonl").read_bytes())
-    checker.check_next()
-    report = checking.find_job_report(bench.db, organization_id=ORGANIZATION, job_id=job_id)
-    assert report is not None
-    training = report["training_file"]
-    assert training["num_errors"] == 5000
-    assert len(training["errors"]) == 20
-    assert sum(kind["count"] for kind in training["error_kinds"]) == 5000
-    assert len(training["error_kinds"]) <= 51
+    job_id = submit(bench, (BAD / "05_wrong_role.jsonl").read_bytes())
+    assert checker.check_next()
+    job = bench.job(job_id)
+    assert job.status == JobStatus.FAILED
+    assert (job.error["code"], job.error["param"]) == ("invalid_training_file", "training_file")
+    assert "line 3: " in job.error["message"]
+    assert bench.rings == []
 
 
 def test_a_template_that_never_ends_fails_the_job(
