@@ -129,7 +129,10 @@ def test_odd_hyperparameters_are_refused_by_name(site: Site, values: dict[str, A
         return
     assert response.status_code == 400, response.text
     error = response.json()["error"]
-    assert error["param"]
+    if values.get("seed", 0) > 2**64:
+        # No number of JSON's common kind: refused while the body is read, before anything has a name.
+        assert error["code"] == "invalid_json"
+        return
     assert error["param"].split(".")[-1] in values
 
 
