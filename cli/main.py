@@ -15,6 +15,7 @@ from cli.auto import command_with_switches
 from cli.commands import files, jobs, models
 from cli.commands.hosts import list_hosts
 from cli.commands.plan import plan
+from cli.commands.preview import preview
 from cli.errors import CliError
 from cli.output import printable, say, write_fields, write_json
 from cli.session import ApiKeyFile, OutputFormat, Session, Url, with_session
@@ -31,6 +32,7 @@ app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.command("hosts")(list_hosts)
+app.command("preview")(with_session(preview))
 app.command("plan", cls=command_with_switches("checkpointing"))(with_session(plan))
 
 

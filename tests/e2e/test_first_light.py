@@ -88,7 +88,7 @@ def tuned(stack: Stack, client: OpenAI, tmp_path_factory: pytest.TempPathFactory
         method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 16, "batch_size": 8}}},
         extra_body={"lomo": {**LEARNING, "checkpoint_every_steps": 50}},
     )
-    assert job.status in {"queued", "running"}
+    assert job.status in {"validating_files", "queued", "running"}
     return finish(client, job.id)
 
 
@@ -235,7 +235,7 @@ def test_a_running_job_is_cancelled(client: OpenAI, tmp_path: Path) -> None:
 
     def trains() -> bool:
         found = client.fine_tuning.jobs.retrieve(job.id)
-        assert found.status in {"queued", "running"}, found.error
+        assert found.status in {"validating_files", "queued", "running"}, found.error
         return bool((found.model_extra or {})["lomo"]["step"])
 
     wait_until_true(trains, JOB_TIMEOUT_S, "the first step")
