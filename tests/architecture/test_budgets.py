@@ -110,6 +110,7 @@ def test_environment_is_read_in_settings_only() -> None:
         "lomo_core/death_watch.py",
         "worker/engine_process.py",
         "jobs/shape_cache.py",
+        "jobs/row_preview.py",
         "local/launch.py",
         "local/services.py",
         "local/stack.py",
