@@ -132,7 +132,7 @@ def test_memory_was_planned_and_the_plan_is_judged(client: OpenAI, tuned: FineTu
     assert 0.85 < planned["peak_bytes"] / measured["peak_bytes"] < 1.15
     messages = [event.message for event in client.fine_tuning.jobs.list_events(tuned.id, limit=50)]
     assert sum(message.startswith("Memory: planned ") for message in messages) == 1
-    assert any(message.startswith("Queued. Planned memory: ") for message in messages)
+    assert any("Planned memory: " in message for message in messages)
 
 
 def test_a_batch_that_cannot_fit_is_refused_and_auto_runs_it(stack: Stack, client: OpenAI, tmp_path: Path) -> None:
