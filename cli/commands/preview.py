@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.client import Query
 from cli.output import printable, write_fields, write_json
 from cli.session import Session
 
@@ -21,7 +22,7 @@ def preview(
     session: Session,
 ) -> None:
     """Show one row of a file as a run would see it: what is between >> and << is what is learnt."""
-    query = {"model": model, "row": row, "max_seq_length": max_seq_length, "train_on": train_on}
+    query: Query = {"model": model, "row": row, "max_seq_length": max_seq_length, "train_on": train_on}
     with session.connect() as client:
         shown = client.get(f"/files/{file_id}/preview", query)
     if session.is_json:
