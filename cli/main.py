@@ -16,6 +16,7 @@ from cli.commands import files, jobs, keys, models, orgs
 from cli.commands.hosts import list_hosts
 from cli.commands.job_control import show_queue
 from cli.commands.plan import plan
+from cli.commands.preview import preview
 from cli.errors import CliError
 from cli.output import printable, say, write_fields, write_json
 from cli.session import ApiKeyFile, OutputFormat, Session, Url, with_session
@@ -36,6 +37,7 @@ app.add_typer(orgs.app, name="orgs")
 app.add_typer(orgs.projects, name="projects")
 app.command("hosts")(list_hosts)
 app.command("queue")(show_queue)
+app.command("preview")(with_session(preview))
 app.command("plan", cls=command_with_switches("checkpointing"))(with_session(plan))
 
 

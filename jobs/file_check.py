@@ -14,13 +14,14 @@ from typing import BinaryIO
 import orjson
 
 from jobs.errors import InvalidRequestError
+from lomo_core.data.fields import MAX_DEPTH, depth_exceeds
 from lomo_core.data.json_rows import array_elements, describe_binary, is_array
 from lomo_core.data.rows import RowError
 
+# Ten times the largest public chat sets; the check of a job's files keeps 20 bytes of each.
+MAX_ROWS = 16_000_000
 # A training row is a conversation; 4 MB of JSON is some million tokens, beyond any context length.
 MAX_LINE_BYTES = 4 * 1024 * 1024
-# orjson itself stops at 1024 levels; no chat row is deeper than a few.
-MAX_DEPTH = 64
 _CHUNK_BYTES = 1024 * 1024
 _UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -43,6 +44,8 @@ def count_rows(path: Path, *, filename: str) -> int | None:
         num_rows = _count_elements(stream) if is_array(stream) else _count_lines(stream)
     if num_rows == 0:
         raise _refused("The file has no rows.")
+    if num_rows > MAX_ROWS:
+        raise _refused(f"The file has {num_rows} rows, more than {MAX_ROWS}: give fewer.")
     return num_rows
 
 
@@ -59,7 +62,7 @@ def _count_elements(stream: BinaryIO) -> int:
     for where, row in array_elements(stream, max_row_bytes=MAX_LINE_BYTES):
         if isinstance(row, RowError):
             raise _refused(f"{where.capitalize()}: {row}. The file is a JSON array: its elements must be objects.")
-        if _depth_exceeds(row, MAX_DEPTH):
+        if depth_exceeds(row, MAX_DEPTH):
             raise _refused(f"{where.capitalize()} is nested deeper than {MAX_DEPTH} levels.")
         num_rows += 1
     return num_rows
@@ -116,25 +119,9 @@ class _LineChecker:
             raise self._error(f"is not valid JSON ({error})") from error
         if not isinstance(row, dict):
             raise self._error("is not a JSON object")
-        if _depth_exceeds(row, MAX_DEPTH):
+        if depth_exceeds(row, MAX_DEPTH):
             raise self._error(f"is nested deeper than {MAX_DEPTH} levels")
         self.num_lines += 1
 
     def _error(self, what: str) -> InvalidRequestError:
         return _refused(f"Line {self._line_number} {what}. A training file holds one JSON object per line.")
-
-
-def _depth_exceeds(value: object, limit: int) -> bool:
-    """Whether nested dicts and lists go deeper than `limit`; by levels, without recursion."""
-    level = [value]
-    for _ in range(limit):
-        level = [
-            child
-            for item in level
-            if isinstance(item, dict | list)
-            for child in (item.values() if isinstance(item, dict) else item)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return False
-    return True

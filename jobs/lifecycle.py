@@ -253,6 +253,18 @@ def release(db: Database, lease: Lease, *, reason: str) -> None:
         _give_back(session, job, reason=reason, failures=job.failures, wait_s=0.0)
 
 
+def end_check(session: Session, job: Job, failure: JobFailure | None, events: Sequence[NewEvent]) -> None:
+    """Move a locked row on from `validating_files`: to the queue, or to its end by `failure` (`jobs/checking.py`)."""
+    if failure is not None:
+        if events:
+            append_events(session, job.id, job.attempt, events)
+        _fail(session, job, failure)
+        return
+    validated = NewEvent(message="Files validated, moving job to queued state.", status=JobStatus.QUEUED)
+    # The wait for a turn begins now: what the check took is not the job's fault.
+    _change(session, job, JobStatus.QUEUED, [*events, validated], values={"run_after": func.now()})
+
+
 def request_cancel(db: Database, *, organization_id: str, job_id: str) -> Job:
     """Cancel a job: at once where it does not run, else by asking its worker (seen at the next renewal).
 

@@ -7,59 +7,31 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
-    DateTime,
-    Double,
     ForeignKey,
     Identity,
     Index,
     Integer,
-    MetaData,
     SmallInteger,
-    Text,
     UniqueConstraint,
-    Uuid,
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
+from jobs.orm import Base
 from jobs.status import TERMINAL, JobStatus, UploadStatus
 
 NOTIFY_CHANNEL = "lomo_jobs"
 """Postgres channel on which a commit that appended events announces the job's id."""
 
-# Stable constraint names, so that a later migration can name what it drops.
-_NAMES = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-    "pk": "pk_%(table_name)s",
-}
-
 
 def _in(values: frozenset[JobStatus] | type[JobStatus]) -> str:
     return ", ".join(f"'{status.value}'" for status in JobStatus if status in values)
-
-
-class Base(DeclarativeBase):
-    """Declarative base: Python types to Postgres types."""
-
-    metadata = MetaData(naming_convention=_NAMES)
-    type_annotation_map: ClassVar[dict[Any, Any]] = {
-        str: Text,
-        datetime: DateTime(timezone=True),
-        float: Double,
-        dict[str, Any]: JSONB,
-        list[str]: ARRAY(Text),
-        uuid.UUID: Uuid,
-    }
 
 
 class Organization(Base):
@@ -234,6 +206,12 @@ class Job(Base):
         CheckConstraint("status <> 'succeeded' OR fine_tuned_model IS NOT NULL", name="model_when_succeeded"),
         CheckConstraint("planned_bytes >= 0", name="planned_bytes"),
         Index("ix_jobs_claim", text("priority DESC"), "created_at", postgresql_where=text("status = 'queued'")),
+        Index(
+            "ix_jobs_validating",
+            text("priority DESC"),
+            "created_at",
+            postgresql_where=text("status = 'validating_files'"),
+        ),
         Index("ix_jobs_lease", "lease_expires_at", postgresql_where=text("status = 'running'")),
         Index("ix_jobs_organization_id_created_at_id", "organization_id", "created_at", "id"),
     )
@@ -286,6 +264,33 @@ class Job(Base):
     """When the last shipped step ended."""
     fine_tuned_model: Mapped[str | None]
     weights_sha256: Mapped[str | None]
+
+
+class DataCheck(Base):
+    """The check of a job's files before it is queued, and what it found (`jobs/checking.py`)."""
+
+    __tablename__ = "data_checks"
+    __table_args__ = (
+        CheckConstraint("(token IS NULL) = (expires_at IS NULL)", name="claim_whole"),
+        Index("ix_data_checks_training_file", "training_file", "checked_at"),
+        Index("ix_data_checks_validation_file", "validation_file", "checked_at"),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    training_file: Mapped[str]
+    validation_file: Mapped[str | None]
+    number: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    """How often it was begun."""
+    token: Mapped[uuid.UUID | None]
+    """The right to write its end; None: nobody is at it."""
+    owner: Mapped[str | None]
+    """`<host>/<incarnation>` of the worker that began it last."""
+    expires_at: Mapped[datetime | None]
+    checked_at: Mapped[datetime | None]
+    report: Mapped[dict[str, Any] | None]
+    """What `lomo_core.data.check` wrote."""
+    summary: Mapped[dict[str, Any] | None]
+    """Its figures alone, for a list of jobs."""
 
 
 class Attempt(Base):

@@ -44,6 +44,8 @@ class PlannedJob:
     plan: dict[str, Any] | None = None
     """For the job's row: `memory`, bytes by category as the meter measures them, and the `setting` planned."""
     why_unplanned: str | None = None
+    check_files: bool = False
+    """Whether a worker is to look through its files before it is queued."""
 
 
 class WontFitError(InvalidRequestError):

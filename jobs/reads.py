@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Select, func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
@@ -169,6 +169,8 @@ class JobDetails:
     """Every worker host, where they were asked for: the same for all jobs."""
     max_running_jobs: int | None = None
     """How many jobs its organization may run at once."""
+    checked: dict[str, Any] | None = None
+    """What the check of its files has found, in figures (`checking.py`)."""
 
 
 # Wall-clock time over the last 50 steps, so that checkpoints and evaluations count and an old speed is forgotten.

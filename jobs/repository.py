@@ -1,5 +1,5 @@
-"""The statements that write rows. Only `submission.py`, `lifecycle.py`, `eventlog.py`, `runlog.py` and `deletion.py`
-may import this module.
+"""The statements that write rows. Only `submission.py`, `lifecycle.py`, `checking.py`, `eventlog.py`, `runlog.py` and
+`deletion.py` may import this module.
 
 Every write of a running job names its lease: `WHERE id AND lease_token`. No row touched means the lease is lost.
 """

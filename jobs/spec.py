@@ -43,6 +43,9 @@ _MAX_PATTERNS = 16
 # longest glob stays below the engine's 200.
 _MAX_STARS = 8
 _MAX_GLOB_CHARS = 64
+# A rate below this changes no weight: fp32 keeps differences down to 1e-7 of it, and an update at clip 1 is the rate's
+# size; what is smaller than 1e-38 ends as 0 on the device.
+_LEAST_RATE = 1e-12
 
 
 def _few_stars(glob: str) -> str:
@@ -88,7 +91,7 @@ class _CommonOptions(_Spec):
 
     optimizer: OptimizerName = "lomo"
     """`sgd` and `adamw` are torch's own, to compare with: they need memory for all gradients, and AdamW for moments."""
-    learning_rate: float | None = Field(default=None, gt=0, le=10, allow_inf_nan=False)
+    learning_rate: float | None = Field(default=None, gt=0, ge=_LEAST_RATE, le=10, allow_inf_nan=False)
     """Peak rate; by default 0.01 for lomo and sgd, 5e-4 for adalomo, 2e-5 for adamw (never None once validated)."""
     schedule: ScheduleName = "linear"
     warmup_ratio: Probability = 0.03

@@ -1,4 +1,4 @@
-"""How a job comes to be: one row, queued, with the events that say so."""
+"""How a job comes to be: one row, queued or to be checked first, with the events that say so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobs.checkpoint_names import hold_maker
 from jobs.db import Database
 from jobs.idempotency import Arrival, find_made, record
 from jobs.ids import new_job_id
-from jobs.models import ApiKey, Job
+from jobs.models import ApiKey, DataCheck, Job
 from jobs.planning import PlannedJob, describe_changes, gib
 from jobs.quotas import check_submission
 from jobs.repository import NewEvent, append_events
@@ -26,9 +26,10 @@ def submit(
     api_key_id: str | None,
     metadata: dict[str, str],
 ) -> Job:
-    """Queue a job. The caller rings the doorbell (`dispatch.ring`) afterwards, never before the commit.
+    """Queue a job, or have its files checked before that (`checking.py`).
 
-    Without a plan any host may take it.
+    The caller rings the doorbell (`dispatch.ring`) afterwards, never before the commit. Without a plan any host may
+    take it.
 
     Raises:
         QuotaError: the organization may not have another job.
@@ -83,20 +84,34 @@ def _new_job(planned: PlannedJob, *, organization_id: str, api_key_id: str | Non
 def _queue(session: Session, job: Job, planned: PlannedJob) -> None:
     hold_maker(session, organization_id=job.organization_id, name=planned.spec.model)
     check_submission(session, organization_id=job.organization_id, priority=job.priority)
+    check = planned.check_files
+    status = JobStatus.VALIDATING_FILES if check else JobStatus.QUEUED
+    job.status = status
     session.add(job)
     session.flush()
-    queued = NewEvent(message=_queued_message(planned), status=JobStatus.QUEUED, data=planned.plan)
-    append_events(session, job.id, 0, [NewEvent(message=f"Created fine-tuning job: {job.id}"), queued])
+    if check:
+        spec = planned.spec
+        session.add(DataCheck(job_id=job.id, training_file=spec.training_file, validation_file=spec.validation_file))
+        session.flush()
+    begun = _validating(planned) if check else "Queued"
+    now = NewEvent(message=begun + _memory_message(planned), status=status, data=planned.plan)
+    events = [NewEvent(message=f"Created fine-tuning job: {job.id}"), now]
+    append_events(session, job.id, 0, events)
     session.refresh(job)
 
 
-def _queued_message(planned: PlannedJob) -> str:
-    """With the memory that the job will take, and what was chosen by that."""
+def _validating(planned: PlannedJob) -> str:
+    names = [name for name in (planned.spec.training_file, planned.spec.validation_file) if name is not None]
+    return f"Validating {' and '.join(names)}"
+
+
+def _memory_message(planned: PlannedJob) -> str:
+    """The memory that the job will take, and what was chosen by that."""
     if planned.plan is None:
         reason = planned.why_unplanned
-        return "Queued." if reason is None else f"Queued, its memory not planned: {reason}"
+        return "." if reason is None else f", its memory not planned: {reason}"
     spec = planned.spec
     values = {**dict(spec.lomo), "batch_size": spec.batch_size}
     chosen: dict[str, Any] = {name: values[name] for name in spec.auto}
     choice = f"; chosen by that: {describe_changes(chosen)}" if chosen else ""
-    return f"Queued. Planned memory: {gib(planned.plan['memory']['peak_bytes'])}{choice}."
+    return f". Planned memory: {gib(planned.plan['memory']['peak_bytes'])}{choice}."

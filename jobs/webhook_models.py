@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import ForeignKey, Index, Integer, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from jobs.models import Base
+from jobs.orm import Base
 
 
 class WebhookEndpoint(Base):

@@ -1,5 +1,5 @@
-"""The engine as a process: `python -m lomo_core train RUN_JSON | plan | shapes | calibrate | evaluate | inspect |
-convert`.
+"""The engine as a process: `python -m lomo_core train RUN_JSON | check-data CHECK_JSON | preview CHECK_JSON |
+plan | shapes | calibrate | evaluate | inspect | convert`.
 
 Exit codes are those of `errors.py`. A user's error is one line on stderr and a `failed` event, never a traceback; an
 unexpected error leaves its traceback on stderr, which the worker keeps, and exit code 1.
@@ -30,6 +30,7 @@ from typing import Any, get_args
 from rich.console import Console
 
 from lomo_core.config import DataConfig, OptimizerName, Precision, TrainConfig
+from lomo_core.data.check_config import CheckConfig
 from lomo_core.death_watch import start_death_watch
 from lomo_core.errors import ConfigError, DiskFullError, EngineError, OutOfMemoryError
 from lomo_core.events import Failed
@@ -82,6 +83,8 @@ def main(argv: list[str], environment: MutableMapping[str, str]) -> int:
 def _run_command(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     commands: dict[str, Callable[[], int]] = {
         "train": lambda: _train(Path(arguments.run_json), environment),
+        "check-data": lambda: _check_data(Path(arguments.check_json)),
+        "preview": lambda: _preview(Path(arguments.check_json)),
         "evaluate": lambda: _evaluate(arguments, environment),
         "convert": lambda: _convert(arguments, environment),
         "plan": lambda: _plan(arguments),
@@ -97,6 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="run a training job from its specification")
     train.add_argument("run_json", help="file with a TrainConfig as JSON")
+    check = commands.add_parser("check-data", help="look through a job's files and write a report on them")
+    check.add_argument("check_json", help="file with a CheckConfig as JSON")
+    preview = commands.add_parser("preview", help="print one row of a file as text and tokens, as JSON")
+    preview.add_argument("check_json", help="file with a CheckConfig as JSON")
     evaluate = commands.add_parser("evaluate", help="measure a model on a validation file")
     evaluate.add_argument("--model", required=True, help="model folder")
     evaluate.add_argument("--data", required=True, help="file of chat rows or of choice rows")
@@ -169,6 +176,38 @@ def _record(journal: Journal, failed: Failed) -> None:
     """Write the run's end; on a full disk the exit code alone has to say it."""
     with suppress(DiskFullError):
         journal.write(failed, durable=True)
+
+
+def _check_data(path: Path) -> int:
+    config = _limited(path)
+    tokenizer = None
+    if config.model_path is not None:
+        read_model_folder(config.model_path)
+        tokenizer = importlib.import_module("lomo_core.model").load_tokenizer(config.model_path)
+    report = importlib.import_module("lomo_core.data.check").check_files(config, tokenizer)
+    Path(config.report_path).write_text(json.dumps(report), encoding="utf-8")
+    return 0
+
+
+def _preview(path: Path) -> int:
+    config = _limited(path)
+    if config.model_path is None:
+        raise ConfigError("a preview needs the folder of a model", param="model")
+    read_model_folder(config.model_path)
+    tokenizer = importlib.import_module("lomo_core.model").load_tokenizer(config.model_path)
+    _print_json(importlib.import_module("lomo_core.data.preview").preview_row(config, tokenizer))
+    return 0
+
+
+def _limited(path: Path) -> CheckConfig:
+    """The specification of a check, after this process has been bounded: chat templates are programs of strangers."""
+    config = CheckConfig.read(path)
+    # RLIMIT_DATA counts what is written (Linux 4.7, setrlimit(2)); RLIMIT_AS would count the libraries mapped, too,
+    # which with CUDA are larger than all that is to be bounded.
+    resource.setrlimit(resource.RLIMIT_DATA, (config.most_bytes, config.most_bytes))
+    resource.setrlimit(resource.RLIMIT_CPU, (config.most_cpu_s, config.most_cpu_s + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return config
 
 
 def _evaluate(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import create_engine, text
 
-from jobs import webhook_models  # noqa: F401  # its tables belong to the metadata
-from jobs.models import Base
+from jobs import models, webhook_models  # noqa: F401  # their tables belong to the metadata
+from jobs.orm import Base
 
 # Two starting processes must not migrate at once; any constant of our own will do.
 _MIGRATION_LOCK = 0x10_0D_0002

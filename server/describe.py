@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs import queue_order, reads
+from jobs.checking import read_summaries
 from jobs.checkpoint_names import checkpoint_name
 from jobs.db import Database
 from jobs.ids import event_id, log_line_id
@@ -54,8 +55,10 @@ def describe_jobs(
     for job_id, position in queue_order.read_positions(db, job_ids=queued).items():
         details[job_id].queue_position = position
     limits = running_limits(db, {job.organization_id for job in jobs}) if queued else {}
+    checks = read_summaries(db, job_ids=[job.id for job in jobs])
     for job in jobs:
         details[job.id].max_running_jobs = limits.get(job.organization_id)
+        details[job.id].checked = checks.get(job.id)
     return [_job(job, details[job.id], settings) for job in jobs]
 
 
@@ -338,6 +341,7 @@ def _run_state(job: Job, details: JobDetails, *, left_s: float | None, settings:
             measured_peak_bytes=(job.memory or {}).get("peak_bytes"),
             planned_peak_bytes=(planned or {}).get("peak_bytes"),
         ),
+        "data": schemas.DataFigures.model_validate(details.checked) if details.checked else None,
         "evaluations": [describe_evaluation(evaluation) for evaluation in details.evaluations],
         "weights_sha256": job.weights_sha256,
         "model_path": str((settings.data_dir / details.model_path).absolute()) if details.model_path else None,

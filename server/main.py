@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Mount
 from jobs.db import Database
 from jobs.dispatch import make_celery
 from jobs.migrate import head_revision
+from jobs.row_preview import RowPreviews
 from jobs.shape_cache import SHAPES_NAME, ShapeCache
 from server import errors
 from server.auth import Authenticator
@@ -25,6 +26,7 @@ from server.middleware import BodyLimit, Gate, RequestContext
 from server.prometheus import Metrics
 from server.rate_limit import RateLimiter
 from server.routes import (
+    data,
     files,
     health,
     hosts,
@@ -57,6 +59,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         authenticator=Authenticator(db),
         hub=Hub(db, settings),
         shapes=ShapeCache(settings.data_dir / SHAPES_NAME),
+        previews=RowPreviews(),
         metrics=metrics,
         webhooks=WebhookDelivery(db, settings),
         requests=RateLimiter(settings.requests_per_minute),
@@ -76,7 +79,21 @@ def create_app(settings: ServerSettings) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    for module in (files, uploads, jobs, runs, models, hosts, queue, plan, webhooks, health, metrics_route, pages):
+    for module in (
+        files,
+        uploads,
+        data,
+        jobs,
+        runs,
+        models,
+        hosts,
+        queue,
+        plan,
+        webhooks,
+        health,
+        metrics_route,
+        pages,
+    ):
         # Flat, not nested, so that what guards a route can be seen on it.
         app.router.routes.extend(module.router.routes)
     for module in (organization, organizations):

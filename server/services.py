@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from celery import Celery
 
 from jobs.db import Database
+from jobs.row_preview import RowPreviews
 from jobs.shape_cache import ShapeCache
 from server.auth import Authenticator
 from server.hub import Hub
@@ -26,6 +27,7 @@ class Services:
     authenticator: Authenticator
     hub: Hub
     shapes: ShapeCache
+    previews: RowPreviews
     metrics: Metrics
     webhooks: WebhookDelivery
     requests: RateLimiter

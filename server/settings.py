@@ -38,6 +38,9 @@ class ServerSettings(JobsSettings):
     webhook_private_addresses: bool = False
     """Whether webhooks may go to private addresses and by plain http: only where every tenant may reach what this
     server can."""
+    data_checks: bool = True
+    """Whether a worker looks through the files of a job before it is queued. Without, a wrong row is found by the run
+    itself, after its model has been loaded."""
     server_stop_grace_s: int = Field(default=5, ge=1)
     """How long requests may take to end when the server is told to stop; streams end at once."""
 

@@ -15,22 +15,24 @@ from typing import BinaryIO
 
 import structlog
 
-from jobs import host_registry, lifecycle, reads, uploads
+from jobs import checking, host_registry, lifecycle, reads, uploads
 from jobs.db import Database
 from jobs.errors import LeaseLostError
 from jobs.host_registry import HostReport
 from jobs.lifecycle import Claim
 from lomo_core.config import CalibrationConfig
 from worker.calibration import calibrate, run_overhead_bytes
+from worker.data_checker import DataChecker
 from worker.gpus import describe_devices, find_gpus, host_memory_bytes, measure_device
 from worker.heartbeat import HostPulse
 from worker.outage import NOT_READY, OUTAGES, StillAwayError, first_line, persist
 from worker.runner import Host, JobRunner
 from worker.settings import WorkerSettings
 
-# Connections: per job the runner, its heartbeat and its shipper; beside them the host's pulse, ring and reaper.
+# Connections: per job the runner, its heartbeat and its shipper; beside them the host's pulse, ring, reaper
+# and checker of files.
 _CONNECTIONS_PER_JOB = 3
-_CONNECTIONS_BESIDE = 3
+_CONNECTIONS_BESIDE = 4
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +59,8 @@ class Node:
         self._lock_file: BinaryIO | None = None
         self._calibration: CalibrationConfig | None = None
         self._pulse = threading.Thread(target=self._live, name="host-pulse", daemon=True)
+        self.checker = DataChecker(self._db, settings, owner=self.owner, stopping=self.stopping, send_ring=send_ring)
+        self._checking = threading.Thread(target=self.checker.run, name="data-checker", daemon=True)
 
     @property
     def owner(self) -> str:
@@ -71,14 +75,17 @@ class Node:
         """
         self._lock_file = self._take_lock()
         self._pulse.start()
+        self._checking.start()
 
     def close(self) -> None:
         """End the thread and close the database's connections; the lock goes with its file."""
         self._closed.set()
         if not self.stopping.is_set():  # set twice, it could be caught in between by the signal handler that sets it
             self.stopping.set()
-        if self._pulse.ident is not None:
-            self._pulse.join()
+        self.checker.wake()
+        for thread in (self._pulse, self._checking):
+            if thread.ident is not None:
+                thread.join()
         self._db.dispose()
         if self._lock_file is not None:
             self._lock_file.close()
@@ -89,6 +96,7 @@ class Node:
         A ring that comes between a slot's last look at the queue and its release would be lost; so the ring is noted
         first, and whoever gives a slot back looks at the note.
         """
+        self.checker.wake()
         self._rung.set()
         while self._rung.is_set() and not self.stopping.is_set():
             if not self._slots.acquire(blocking=False):
@@ -204,6 +212,7 @@ class Node:
         )
         host_registry.register_host(self._db, report)
         freed = lifecycle.release_dead(self._db, host=name, incarnation=self.incarnation, policy=self.host.retry_policy)
+        checking.release_dead_checks(self._db, host=name, incarnation=self.incarnation)
         log.info("host_announced", host=name, incarnation=self.incarnation, freed_job_ids=freed)
 
     def _take_lock(self) -> BinaryIO:

@@ -14,7 +14,7 @@ from lomo_core.config import TrainOn
 from lomo_core.data.json_rows import cut_of_piece
 from lomo_core.data.rows import ChatRow, CompletionRow, RowError, TextRow, TrainRow, WrongRow
 from lomo_core.data.template import ChatEncoder, EncodedRow, Span
-from lomo_core.errors import ModelError
+from lomo_core.errors import DataError, ModelError
 
 # Rows and characters per call of the tokenizer: it works on rows in parallel, and holds their tokens and offsets as
 # Python objects, about 40 bytes per character.
@@ -84,6 +84,19 @@ class RowEncoder:
                     yield from self._encode_part(pending)
                     pending, num_chars = [], 0
         yield from self._encode_part(pending)
+
+    def text_of(self, row: TrainRow) -> str:
+        """The text that a row is made into, before it is cut.
+
+        Raises:
+            DataError: the model's chat template refuses it.
+        """
+        if isinstance(row, TextRow):
+            return row.text
+        rendered = next(self._render(row))
+        if isinstance(rendered, WrongRow):
+            raise DataError(f"{rendered.where}: {rendered.reason}", param="row")
+        return rendered.text
 
     def _render(self, row: TrainRow | WrongRow) -> Iterator[_Rendered | WrongRow]:
         if isinstance(row, ChatRow):

@@ -7,8 +7,9 @@ from typing import Any, NoReturn
 
 from lomo_core.data.rows import RowError
 
-# Deeper JSON ends in RecursionError near 1000 levels; no row needs more than a few.
-TOO_DEEP = "the JSON is nested too deeply"
+# No chat row is deeper than a few; Python's own parser ends in RecursionError near 1000 levels.
+MAX_DEPTH = 64
+TOO_DEEP = f"the JSON is nested too deeply: more than {MAX_DEPTH} levels"
 # Schemas of tools nest by a few levels; templates write them out recursively.
 _MAX_SCHEMA_DEPTH = 100
 
@@ -20,7 +21,7 @@ def parse_json(text: str) -> Any:
         RowError: the text is not strict JSON.
     """
     try:
-        return json.loads(text, parse_constant=refuse_constant)
+        return json.loads(text, parse_constant=refuse_constant, object_pairs_hook=refuse_repeats)
     except json.JSONDecodeError as error:
         raise RowError(f"not valid JSON ({error.msg}, column {error.colno})") from error
     except RecursionError as error:
@@ -32,6 +33,36 @@ def parse_json(text: str) -> Any:
 def refuse_constant(name: str) -> NoReturn:
     """What `json` calls for NaN and infinities, which Python would take."""
     raise ValueError(f"{name} is not a JSON number")
+
+
+def refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What `json` calls for an object: of a key that is there twice Python would take the last, and others the first.
+
+    Raises:
+        RowError: one is.
+    """
+    body = dict(pairs)
+    if len(body) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise RowError(f"the key {shorten(repeated)} is there twice in one object")
+    return body
+
+
+def depth_exceeds(value: object, limit: int) -> bool:
+    """Whether nested dicts and lists go deeper than `limit`; by levels, without recursion."""
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def string_field(raw: dict[str, Any], name: str, where: str = "") -> str:

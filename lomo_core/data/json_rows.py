@@ -12,7 +12,15 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from lomo_core.data.fields import TOO_DEEP, kind_name, parse_json, refuse_constant
+from lomo_core.data.fields import (
+    MAX_DEPTH,
+    TOO_DEEP,
+    depth_exceeds,
+    kind_name,
+    parse_json,
+    refuse_constant,
+    refuse_repeats,
+)
 from lomo_core.data.rows import RowError, TextRow, WrongRow
 
 # A row is read whole; the longest row of public chat sets is below 1 MiB.
@@ -106,6 +114,8 @@ def _too_long(max_bytes: int) -> str:
 def _as_object(body: object) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise RowError(f"expected a JSON object, not {kind_name(body)}")
+    if depth_exceeds(body, MAX_DEPTH):
+        raise RowError(TOO_DEEP)
     return body
 
 
@@ -144,7 +154,7 @@ class _Window:
         self._stream = stream
         self._max_row_bytes = max_row_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
-        self._json = json.JSONDecoder(parse_constant=refuse_constant)
+        self._json = json.JSONDecoder(parse_constant=refuse_constant, object_pairs_hook=refuse_repeats)
         self._text = ""
         self._at = 0
         self._is_end = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
@@ -126,7 +127,7 @@ def _submit(
 ) -> tuple[Job, bool]:
     """Check, plan and queue a job. Returns it, and False where another try of the same request was faster."""
     spec, source = _check_references(services, body.to_spec(), organization_id=caller.organization_id)
-    planned = _plan(services, spec, source)
+    planned = replace(_plan(services, spec, source), check_files=services.settings.data_checks)
     origin = {"organization_id": caller.organization_id, "api_key_id": caller.api_key_id}
     metadata = body.metadata or {}
     if arrival is None:

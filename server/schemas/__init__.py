@@ -4,6 +4,14 @@ Requests forbid unknown keys, so that a misspelt setting is an error and not a d
 `describe.py`.
 """
 
+from server.schemas.data import DataFigures as DataFigures
+from server.schemas.data import DataReport as DataReport
+from server.schemas.data import FileFigures as FileFigures
+from server.schemas.data import FileReport as FileReport
+from server.schemas.data import PreviewQuery as PreviewQuery
+from server.schemas.data import PreviewToken as PreviewToken
+from server.schemas.data import RowPreview as RowPreview
+from server.schemas.data import RunEstimate as RunEstimate
 from server.schemas.files import CompleteUpload as CompleteUpload
 from server.schemas.files import CreateUpload as CreateUpload
 from server.schemas.files import DeletedFile as DeletedFile

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model
 
 from jobs.spec import Choosable, LomoOptions
 from server.schemas.base import EdgedPage, Page
+from server.schemas.data import DataFigures
 
 
 class UsedHyperparameters(BaseModel):
@@ -87,6 +88,8 @@ class RunState(BaseModel):
     device: str | None
     device_bytes: int | None
     memory: Memory
+    data: DataFigures | None = None
+    """What the check of the files has found; None before, and where they were not checked."""
     evaluations: list[Evaluation]
     weights_sha256: str | None
     model_path: str | None

@@ -108,7 +108,7 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture
 def dashboard(database_url: str, broker_url: str, tmp_path: Path, wait_until: WaitUntil) -> Iterator[Dashboard]:
     """The server of `python -m server`, in a thread, on a free port. Costs about 0.5 s."""
-    settings = ServerSettings(database_url=database_url, broker_url=broker_url, data_dir=tmp_path)
+    settings = ServerSettings(database_url=database_url, broker_url=broker_url, data_dir=tmp_path, data_checks=False)
     db = Database(database_url)
     running = Dashboard(settings, db, keys.create_key(db, name="browser test"), wait_until)
     running.start()

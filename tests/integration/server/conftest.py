@@ -296,7 +296,10 @@ def settings(database_url: str, broker_url: str, tmp_path: Path, known_shapes: K
     """Settings of a server on a free port, with one base model, whose shapes it knows."""
     make_model(tmp_path / "models" / MODEL)
     known_shapes.give(tmp_path, MODEL_CONFIG)
-    return ServerSettings(database_url=database_url, broker_url=broker_url, data_dir=tmp_path, server_port=0)
+    # Workers are played by the tests, and most of them have nothing to do with the check of files: see test_data.py.
+    return ServerSettings(
+        database_url=database_url, broker_url=broker_url, data_dir=tmp_path, server_port=0, data_checks=False
+    )
 
 
 @pytest.fixture

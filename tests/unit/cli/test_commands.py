@@ -87,6 +87,25 @@ def test_a_refused_upload_says_why(server: ScriptedServer, lomo: Lomo, tmp_path:
     assert (code, out, err) == (1, "", f"error: {message} [invalid_file_format]\n")
 
 
+def test_a_row_is_shown_with_what_is_learnt_marked(server: ScriptedServer, lomo: Lomo) -> None:
+    tokens = [("hi", False), ("th", True), ("at", True), ("\x1b", False)]
+    body = {
+        "where": "line 3",
+        "format": "chat",
+        "num_tokens": 4,
+        "num_trained": 2,
+        "is_truncated": True,
+        "tokens": [{"id": 1, "text": text, "trained": trained} for text, trained in tokens],
+    }
+    server.on("GET", "/files/file-abc/preview", Response(body=body))
+    code, out, _ = lomo("preview", "file-abc", "--model", "tiny", "--row", "3")
+    assert code == 0
+    assert "line 3 of file-abc" in out
+    assert "4, 2 of them trained (its beginning is cut)" in out
+    assert "hi>>that<<\N{REPLACEMENT CHARACTER}" in out
+    assert json.loads(lomo("-o", "json", "preview", "file-abc", "--model", "tiny").out) == body
+
+
 def test_files_are_listed_shown_and_deleted(server: ScriptedServer, lomo: Lomo) -> None:
     server.on("GET", "/files", page(FILE))
     server.on("GET", "/files/file-abc", Response(body=FILE))
