@@ -13,6 +13,7 @@ from jobs import reads
 from jobs.db import Database
 from jobs.errors import InvalidRequestError
 from jobs.settings import JobsSettings
+from jobs.tuned_models import find_checkpoint_folder
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 # A configuration has a few KB; the largest on record list quantised layers and have 500.
@@ -48,6 +49,26 @@ def resolve_model(db: Database, settings: JobsSettings, *, organization_id: str,
             return ModelSource(hub_id=name)
     raise InvalidRequestError(
         f"The model {name!r} does not exist. GET /v1/models lists the models of this server.",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def resolve_served_model(db: Database, settings: JobsSettings, *, organization_id: str, name: str) -> Path:
+    """Find the folder of a model that can answer: a base model of this server, a tuned one, or a checkpoint.
+
+    Raises:
+        InvalidRequestError: see `resolve_model`; a model that only the hub has is none of this server.
+    """
+    checkpoint = find_checkpoint_folder(db, settings, organization_id=organization_id, name=name)
+    if checkpoint is None:
+        source = resolve_model(db, settings, organization_id=organization_id, name=name)
+        if source.path is not None and source.path.is_dir():
+            return source.path
+    elif checkpoint.is_dir():
+        return checkpoint
+    raise InvalidRequestError(
+        f"The files of {name!r} are not on this server: only models in its folders can answer.",
         code="model_not_found",
         param="model",
     )

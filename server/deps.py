@@ -21,7 +21,7 @@ from server.auth import check_origin, find_credential
 from server.errors import unauthenticated
 from server.json_body import parse_json
 from server.part_form import read_part
-from server.schemas import CompleteUpload, CreateJob, CreateUpload, PlanRequest
+from server.schemas import CompleteUpload, CreateChat, CreateJob, CreateUpload, PlanRequest
 from server.services import Services
 from server.sse import Watcher
 
@@ -119,6 +119,16 @@ async def read_plan_body(request: Request, _caller: Caller) -> PlanRequest:
     return _validate(PlanRequest, parse_json(await request.body()))
 
 
+async def read_chat_body(request: Request, _caller: Caller) -> CreateChat:
+    """The body of a chat; see `read_creation`.
+
+    Raises:
+        InvalidRequestError: the body is not acceptable JSON.
+        RequestValidationError: it does not fit the schema.
+    """
+    return _validate(CreateChat, parse_json(await request.body()))
+
+
 def _validate(schema: type[Body], body: dict[str, Any]) -> Body:
     try:
         return schema.model_validate(body)
@@ -172,6 +182,7 @@ async def receive_part(
 
 
 CreationDep = Annotated[Creation, Depends(read_creation)]
+ChatBody = Annotated[CreateChat, Depends(read_chat_body)]
 PlanBody = Annotated[PlanRequest, Depends(read_plan_body)]
 UploadForm = Annotated[FormData, Depends(read_upload_form)]
 UploadBody = Annotated[CreateUpload, Depends(read_upload_body)]

@@ -19,11 +19,12 @@ from jobs.migrate import head_revision
 from jobs.shape_cache import SHAPES_NAME, ShapeCache
 from server import errors
 from server.auth import Authenticator
+from server.chat import ChatClient
 from server.deps import authenticated
 from server.hub import Hub
 from server.middleware import BodyLimit, Gate, RequestContext
 from server.prometheus import Metrics
-from server.routes import files, health, hosts, jobs, models, pages, plan, runs, uploads
+from server.routes import chat, files, health, hosts, jobs, models, pages, plan, runs, uploads
 from server.routes import metrics as metrics_route
 from server.services import Services
 from server.settings import ServerSettings
@@ -44,6 +45,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         broker=make_celery(settings.broker_url),
         authenticator=Authenticator(db),
         hub=Hub(db, settings),
+        chats=ChatClient(settings.broker_url),
         shapes=ShapeCache(settings.data_dir / SHAPES_NAME),
         metrics=metrics,
         schema_revision=head_revision(),
@@ -61,7 +63,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    for module in (files, uploads, jobs, runs, models, hosts, plan, health, metrics_route, pages):
+    for module in (files, uploads, jobs, runs, models, chat, hosts, plan, health, metrics_route, pages):
         # Flat, not nested, so that what guards a route can be seen on it.
         app.router.routes.extend(module.router.routes)
     app.mount("/assets", StaticFiles(directory=pages.DASHBOARD_DIR, check_dir=False))
@@ -77,6 +79,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services.hub.start()
     yield
     await services.hub.close()
+    await services.chats.close()
     services.broker.close()
     services.db.dispose()
 

@@ -9,6 +9,7 @@ from celery import Celery
 from jobs.db import Database
 from jobs.shape_cache import ShapeCache
 from server.auth import Authenticator
+from server.chat import ChatClient
 from server.hub import Hub
 from server.prometheus import Metrics
 from server.settings import ServerSettings
@@ -23,6 +24,7 @@ class Services:
     broker: Celery
     authenticator: Authenticator
     hub: Hub
+    chats: ChatClient
     shapes: ShapeCache
     metrics: Metrics
     schema_revision: str

@@ -4,6 +4,8 @@ Requests forbid unknown keys, so that a misspelt setting is an error and not a d
 `describe.py`.
 """
 
+from server.schemas.chat import CreateChat as CreateChat
+from server.schemas.chat import Usage as Usage
 from server.schemas.files import CompleteUpload as CompleteUpload
 from server.schemas.files import CreateUpload as CreateUpload
 from server.schemas.files import DeletedFile as DeletedFile
@@ -40,6 +42,7 @@ from server.schemas.jobs import RunState as RunState
 from server.schemas.jobs import UsedHyperparameters as UsedHyperparameters
 from server.schemas.jobs import UsedMethod as UsedMethod
 from server.schemas.jobs import UsedSupervised as UsedSupervised
+from server.schemas.models import DeletedModel as DeletedModel
 from server.schemas.models import Model as Model
 from server.schemas.models import ModelList as ModelList
 from server.schemas.plan import Fit as Fit
