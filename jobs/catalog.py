@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jobs import reads
 from jobs.db import Database
-from jobs.errors import InvalidRequestError
+from jobs.errors import InvalidRequestError, NotFoundError
 from jobs.settings import JobsSettings
 from jobs.tuned_models import find_checkpoint_folder
 
@@ -58,20 +58,24 @@ def resolve_served_model(db: Database, settings: JobsSettings, *, organization_i
     """Find the folder of a model that can answer: a base model of this server, a tuned one, or a checkpoint.
 
     Raises:
-        InvalidRequestError: see `resolve_model`; a model that only the hub has is none of this server.
+        NotFoundError: there is none, or its files are not here (a model that only the hub has, a pruned checkpoint).
+        InvalidRequestError: its folder holds no model.
     """
-    checkpoint = find_checkpoint_folder(db, settings, organization_id=organization_id, name=name)
-    if checkpoint is None:
-        source = resolve_model(db, settings, organization_id=organization_id, name=name)
-        if source.path is not None and source.path.is_dir():
-            return source.path
-    elif checkpoint.is_dir():
-        return checkpoint
-    raise InvalidRequestError(
-        f"The files of {name!r} are not on this server: only models in its folders can answer.",
-        code="model_not_found",
-        param="model",
-    )
+    folder = find_checkpoint_folder(db, settings, organization_id=organization_id, name=name)
+    if folder is None:
+        try:
+            folder = resolve_model(db, settings, organization_id=organization_id, name=name).path
+        except InvalidRequestError as error:
+            if error.code != "model_not_found":
+                raise
+            raise NotFoundError(error.message, code=error.code, param="model") from error
+    if folder is None or not folder.is_dir():
+        raise NotFoundError(
+            f"The files of {name!r} are not on this server: only what lies in its folders can be used like this.",
+            code="model_not_found",
+            param="model",
+        )
+    return folder
 
 
 def read_config(folder: Path, *, name: str) -> bytes:

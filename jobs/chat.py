@@ -1,4 +1,4 @@
-"""A chat's way from server to worker and back, over the broker's Valkey: nothing of it is kept, and losing it harms none.
+"""A chat's way from server to worker and back, over the broker's Valkey: nothing is kept, and losing it harms none.
 
     lomo:chat:queue         list of requests, oldest first; bounded, and each worker takes one at a time
     lomo:chat:hosts         sorted set of the workers that answer chats, by the second until which they count as there

@@ -50,10 +50,8 @@ def find_checkpoint_folder(db: Database, settings: JobsSettings, *, organization
         rows = session.execute(query).all()
     for job_id, spec, path in rows:
         base = spec.get("model")
-        if isinstance(base, str) and model == tuned_model_id(
-            base_model=base, suffix=spec.get("suffix"), job_id=job_id
-        ):
-            return settings.data_dir / path
+        if isinstance(base, str) and model == tuned_model_id(base_model=base, suffix=spec.get("suffix"), job_id=job_id):
+            return settings.data_dir / str(path)
     return None
 
 
@@ -90,7 +88,9 @@ def _remove(folder: Path, *, runs_dir: Path) -> None:
     parent = folder.parent.resolve()
     # A path of our own row; but what is deleted for good is looked at twice.
     if not parent.is_relative_to(root) or parent == root or folder.name in ("", ".", "..") or folder.is_symlink():
-        raise InvalidStateError("The model is no longer listed, but its folder is outside of the run folders: left alone.")
+        raise InvalidStateError(
+            "The model is no longer listed, but its folder is outside of the run folders: left alone."
+        )
     trash = parent / f".tmp-old-{secrets.token_hex(4)}"
     with contextlib.suppress(FileNotFoundError):
         (parent / folder.name).rename(trash)

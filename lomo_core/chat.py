@@ -1,8 +1,8 @@
-"""Answering chats with one loaded model: `python -m lomo_core chat --model FOLDER`, requests on stdin, deltas on stdout.
+"""Answering chats with one loaded model: `python -m lomo_core chat --model FOLDER`, requests in by stdin, text out.
 
 One JSON object a line, both ways. In: `{"id", "messages", "max_tokens", "temperature", "top_p", "seed", "stop"}` asks,
-`{"stop_id": id}` ends an answer early. Out, each with the request's `id`: `started` (prompt_tokens), `delta` (text), then
-`finished` (finish_reason, completion_tokens) or `refused` (code, message); and once, before all, `ready`.
+`{"stop_id": id}` ends an answer early. Out, each with the request's `id`: `started` (prompt_tokens), `delta` (text),
+then `finished` (finish_reason, completion_tokens) or `refused` (code, message); and once, before all, `ready`.
 
 A base model without a chat template gets a plain one: `User: ...` and `Assistant: ...`, a blank line between turns.
 """
@@ -112,7 +112,9 @@ class ChatModel:
     def _fit(self, turn: ChatTurn) -> tuple[list[int], int]:
         """The prompt's token ids, and how many tokens the answer may have."""
         try:
-            ids = self._prompt_ids([ChatMessage(message["role"], message["content"], False) for message in turn.messages])
+            ids = self._prompt_ids(
+                [ChatMessage(message["role"], message["content"], trained=False) for message in turn.messages]
+            )
         except RowError as error:
             raise RefusedTurnError("invalid_messages", f"The messages cannot be used: {error}.") from error
         room = self._context - len(ids)
@@ -145,7 +147,7 @@ class ChatModel:
         )
 
 
-class _AnswerStream(BaseStreamer):  # type: ignore[misc]  # transformers has no types
+class _AnswerStream(BaseStreamer):
     """Takes tokens as they are drawn and passes on text: never half a character, nothing of a stop text."""
 
     def __init__(self, tokenizer: Any, end_ids: set[int], stop_text: StopText, send: Callable[[str], None]) -> None:

@@ -1,4 +1,4 @@
-"""Stop texts in a stream: a text may hold the beginning of one, which must not be sent before it is known. Torch-free."""
+"""Stop texts in a stream: what may be the beginning of one must not be sent before it is known. Torch-free."""
 
 from __future__ import annotations
 

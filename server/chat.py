@@ -35,7 +35,9 @@ _BLOCK_MS = 1000
 _RETRY_AFTER_S = 5
 
 # Adds to the queue where it is not full; one step, so that the limit holds for many servers.
-_PUSH = "if redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end return redis.call('RPUSH', KEYS[1], ARGV[2])"
+_PUSH = (
+    "if redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end return redis.call('RPUSH', KEYS[1], ARGV[2])"
+)
 
 _STATUS_BY_CODE = {
     "context_length_exceeded": 400,

@@ -16,7 +16,7 @@ import structlog
 from jobs import catalog, reads
 from jobs.chat import ALIVE_EVERY_S, ANSWER_TIMEOUT_S, UNREACHABLE_BROKER, ChatInbox, ChatRequest, Event
 from jobs.db import Database
-from jobs.errors import InvalidRequestError
+from jobs.errors import JobsError
 from lomo_core.errors import ModelError
 from lomo_core.memory.process import TYPICAL
 from lomo_core.model_folder import loaded_bytes, read_model_folder
@@ -161,7 +161,7 @@ class ChatService:
             folder = catalog.resolve_served_model(
                 self._db, self._settings, organization_id=request.organization_id, name=request.model
             )
-        except InvalidRequestError as error:
+        except JobsError as error:
             raise _RefusedError(error.code, error.message) from error
         return folder.resolve()
 

@@ -16,6 +16,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from lomo_core.death_watch import PARENT_FD, PARENT_PID
 
@@ -86,14 +87,12 @@ class EngineProcess:
     @property
     def stdin(self) -> IO[bytes]:
         """The child's standard input, where it was started `with_pipes`; whoever asked for the pipe closes it."""
-        assert self._process.stdin is not None
-        return self._process.stdin
+        return _piped(self._process.stdin)
 
     @property
     def stdout(self) -> IO[bytes]:
         """The child's standard output, where it was started `with_pipes`, and then not in the log."""
-        assert self._process.stdout is not None
-        return self._process.stdout
+        return _piped(self._process.stdout)
 
     def poll(self) -> int | None:
         """The exit code (negative: the signal that ended it), or None while it runs. Kills the rest of its group."""
@@ -156,3 +155,9 @@ class EngineProcess:
         except (ProcessLookupError, PermissionError):
             # Nobody is left to be told; macOS says EPERM of a group of zombies.
             return
+
+
+def _piped(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        raise ValueError("the process was started without pipes")
+    return stream

@@ -21,8 +21,8 @@ from jobs.errors import LeaseLostError
 from jobs.host_registry import HostReport
 from jobs.lifecycle import Claim
 from lomo_core.config import CalibrationConfig
-from worker.chat import ChatService
 from worker.calibration import calibrate, run_overhead_bytes
+from worker.chat import ChatService
 from worker.gpus import describe_devices, find_gpus, host_memory_bytes, measure_device
 from worker.heartbeat import HostPulse
 from worker.outage import NOT_READY, OUTAGES, StillAwayError, first_line, persist

@@ -13,7 +13,6 @@ from starlette.concurrency import run_in_threadpool
 
 from jobs import catalog
 from jobs.chat import ChatRequest, Event
-from jobs.errors import InvalidRequestError, NotFoundError
 from server import schemas
 from server.deps import Caller, ChatBody, ServicesDep, authenticated
 from server.errors import ApiError, error_response
@@ -34,7 +33,14 @@ async def create_chat(
 ) -> dict[str, Any] | Response:
     """Answer a conversation by a base model, a tuned one or a checkpoint."""
     services.hub.check_room(caller.api_key_id)
-    await run_in_threadpool(_check_model, services, caller.organization_id, body.model)
+    # A wrong name is told at once; the worker looks the folder up for itself.
+    await run_in_threadpool(
+        catalog.resolve_served_model,
+        services.db,
+        services.settings,
+        organization_id=caller.organization_id,
+        name=body.model,
+    )
     chat = ChatRequest(
         id=f"chatcmpl-{secrets.token_hex(12)}",
         organization_id=caller.organization_id,
@@ -55,16 +61,6 @@ async def create_chat(
         return _nobody()
     with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     return EventStreamResponse(_chunks(chat, first, answer, with_usage=with_usage))
-
-
-def _check_model(services: Services, organization_id: str, name: str) -> None:
-    """Say at once that there is no such model; the worker looks again for itself."""
-    try:
-        catalog.resolve_served_model(services.db, services.settings, organization_id=organization_id, name=name)
-    except InvalidRequestError as error:
-        if error.code != "model_not_found":
-            raise
-        raise NotFoundError(error.message, code=error.code, param=error.param) from error
 
 
 async def _counted(services: Services, api_key_id: str, chat: ChatRequest) -> AsyncGenerator[Event, None]:

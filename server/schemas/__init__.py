@@ -51,6 +51,7 @@ from server.schemas.plan import PlanPhase as PlanPhase
 from server.schemas.plan import PlanRequest as PlanRequest
 from server.schemas.queries import CheckpointsQuery as CheckpointsQuery
 from server.schemas.queries import EventsQuery as EventsQuery
+from server.schemas.queries import ExportQuery as ExportQuery
 from server.schemas.queries import FilesQuery as FilesQuery
 from server.schemas.queries import JobsQuery as JobsQuery
 from server.schemas.queries import MetricsQuery as MetricsQuery

@@ -5,9 +5,9 @@ What would change the answer and is not done here is refused with the reason; wh
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from server.schemas.base import Request
 
@@ -53,11 +53,13 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[_TextPart], Field(min_length=1)]
 
-    def model_post_init(self, _context: Any) -> None:
+    @model_validator(mode="after")
+    def _refuse_the_unseen(self) -> Self:
         """Refuse what the model would not see."""
         for name, value in (self.model_extra or {}).items():
             if value not in (None, [], {}, ""):
-                raise ValueError(f"{name[:64]!r} of a message is not supported: models answer to role and content alone")
+                raise ValueError(f"{name[:64]!r} of a message is not supported: only role and content are")
+        return self
 
     @property
     def text(self) -> str:

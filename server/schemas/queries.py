@@ -56,3 +56,9 @@ class FilesQuery(BaseModel):
     after: str | None = None
     order: Literal["asc", "desc"] = "desc"
     purpose: str | None = None
+
+
+class ExportQuery(BaseModel):
+    """The query of a model's export."""
+
+    format: Literal["tar"] = "tar"
