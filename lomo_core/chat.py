@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -211,11 +212,11 @@ def serve(path: Path) -> None:
     threading.Thread(target=_read_requests, args=(model, turns), name="requests", daemon=True).start()
     _write(out, {"type": "ready"})
     while (turn := turns.get()) is not None:
-        turn_id = turn.id
+        say = partial(_write, out, turn_id=turn.id)
         try:
-            model.answer(turn, lambda event, turn_id=turn_id: _write(out, {"id": turn_id, **event}))  # type: ignore[misc]
+            model.answer(turn, say)
         except RefusedTurnError as error:
-            _write(out, {"id": turn_id, "type": "refused", "code": error.code, "message": error.message})
+            say({"type": "refused", "code": error.code, "message": error.message})
 
 
 def _read_requests(model: ChatModel, turns: queue.SimpleQueue[ChatTurn | None]) -> None:
@@ -235,8 +236,8 @@ def _own_stdout() -> TextIO:
     return out
 
 
-def _write(out: TextIO, event: dict[str, Any]) -> None:
-    out.write(json.dumps(event) + "\n")
+def _write(out: TextIO, event: dict[str, Any], *, turn_id: str | None = None) -> None:
+    out.write(json.dumps({"id": turn_id, **event}) + "\n")
     out.flush()
 
 

@@ -59,6 +59,11 @@ class ChatService:
         """Whether a model takes memory here."""
         return self._engine is not None
 
+    @property
+    def engine_pid(self) -> int | None:
+        """The process that has the model, for whoever watches it."""
+        return None if self._engine is None else self._engine.pid
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()

@@ -49,6 +49,11 @@ class ChatEngine:
         """Whether it runs."""
         return self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def ask(self, request_id: str, turn: Mapping[str, Any]) -> None:
         """Send a request.
 
