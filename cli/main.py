@@ -13,6 +13,7 @@ import typer
 
 from cli.auto import command_with_switches
 from cli.commands import files, jobs, models
+from cli.commands.chat import chat
 from cli.commands.hosts import list_hosts
 from cli.commands.plan import plan
 from cli.errors import CliError
@@ -30,6 +31,8 @@ app = typer.Typer(
 app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
+app.command("chat")(with_session(chat))
+app.command("export")(with_session(models.export_model))
 app.command("hosts")(list_hosts)
 app.command("plan", cls=command_with_switches("checkpointing"))(with_session(plan))
 

@@ -77,24 +77,25 @@ def delete_model(db: Database, settings: JobsSettings, *, organization_id: str, 
             raise InvalidStateError(
                 f"{model_id} is the base model of {user}, which has not ended: cancel the job first.", param="model"
             )
-        folder = settings.data_dir / model.path
+        folder = _checked_folder(settings.data_dir / model.path, runs_dir=settings.runs_dir)
         session.execute(delete(TunedModel).where(TunedModel.id == model_id))
-    _remove(folder, runs_dir=settings.runs_dir)
-
-
-def _remove(folder: Path, *, runs_dir: Path) -> None:
-    """Delete a folder below `runs_dir`, moved aside first so that half of it is never taken for a model."""
-    root = runs_dir.resolve()
-    parent = folder.parent.resolve()
-    # A path of our own row; but what is deleted for good is looked at twice.
-    if not parent.is_relative_to(root) or parent == root or folder.name in ("", ".", "..") or folder.is_symlink():
-        raise InvalidStateError(
-            "The model is no longer listed, but its folder is outside of the run folders: left alone."
-        )
-    trash = parent / f".tmp-old-{secrets.token_hex(4)}"
+    # Moved aside first, so that half of it is never taken for a model.
+    trash = folder.with_name(f".tmp-old-{secrets.token_hex(4)}")
     with contextlib.suppress(FileNotFoundError):
-        (parent / folder.name).rename(trash)
+        folder.rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
+
+
+def _checked_folder(folder: Path, *, runs_dir: Path) -> Path:
+    """The folder by its real path. It comes from our own row; but what is deleted for good is looked at twice."""
+    root, parent = runs_dir.resolve(), folder.parent.resolve()
+    is_below = parent.is_relative_to(root) and parent != root
+    if not is_below or folder.name in ("", ".", "..") or folder.is_symlink():
+        raise InvalidStateError(
+            "The model's folder is not one of a run, so nothing was deleted: whoever runs the server must look at it.",
+            param="model",
+        )
+    return parent / folder.name
 
 
 @dataclass(frozen=True, slots=True)
