@@ -38,7 +38,7 @@ class _Options:
         return body | {name: value for name, value in given.items() if value is not None}
 
 
-def chat(
+def chat(  # noqa: PLR0913 - the options of a command
     model: Annotated[str, typer.Argument(help="A base model, a tuned one (ft:...) or a checkpoint.")],
     prompt: Annotated[str | None, typer.Argument(help="What to say; without it, each line of stdin is said.")] = None,
     *,

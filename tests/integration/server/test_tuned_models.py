@@ -14,8 +14,11 @@ import pytest
 import transformers
 from sqlalchemy import update
 
-from jobs import keys, reads
+from jobs import keys, reads, submission
+from jobs.keys import DEFAULT_ORGANIZATION
 from jobs.models import TunedModel
+from jobs.planning import PlannedJob
+from jobs.spec import JobSpec
 from jobs.tuned_models import ModelArchive
 from lomo_core import events as engine
 from tests.support.tiny_model import make_tiny_model
@@ -132,7 +135,13 @@ def test_deletion(site: Site) -> None:
 
 def test_a_model_that_a_job_starts_from_stays(site: Site) -> None:
     _, name, folder = tune(site)
-    second = site.submit(model=name)
+    second = submission.submit(
+        site.db,
+        planned=PlannedJob(spec=JobSpec(model=name, training_file=site.upload(), seed=1), planned_bytes=None),
+        organization_id=DEFAULT_ORGANIZATION,
+        api_key_id=None,
+        metadata={},
+    ).id
     response = site.client().delete(f"/v1/models/{name}")
     assert code_of(response) == (400, "invalid_state")
     assert second in response.json()["error"]["message"]
@@ -161,4 +170,4 @@ def test_a_path_that_leads_elsewhere_is_not_followed(site: Site, path: str) -> N
 def test_a_name_is_not_a_path(site: Site, name: str) -> None:
     assert site.client().delete(f"/v1/models/{name}").status_code in (403, 404)
     assert site.client().get(f"/v1/models/{name}/export").status_code in (403, 404)
-    assert reads.list_models(site.db, organization_id="org-default") == []
+    assert reads.list_models(site.db, organization_id=DEFAULT_ORGANIZATION) == []
