@@ -31,7 +31,7 @@ def test_a_worker_answers_and_takes_its_engine_along(bench: Any, start_worker: A
     worker = start_worker(engine_command=(sys.executable, "-m", "lomo_core"))
     wait_until(lambda: reads.find_host(bench.db, name="host-a"), 90, "the host, which is measured first")
     events = asyncio.run(ask(bench.settings.broker_url, 1))
-    assert [event["type"] for event in events if event["type"] != "alive"][0] == "started"
+    assert next(event["type"] for event in events if event["type"] != "alive") == "started"
     assert events[-1] == {"type": "finished", "finish_reason": "length", "completion_tokens": 5}
     [engine] = psutil.Process(worker.process.pid).children()
     asyncio.run(ask(bench.settings.broker_url, 2))
