@@ -51,13 +51,13 @@ async def create_chat(
     if not body.stream:
         return await _whole_answer(request, chat, answer)
     # What the worker refuses is refused by status, so that nothing is sent before it has begun.
+    first = None
     try:
         first = await _first_event(request, answer)
-    except BaseException:
-        await answer.aclose()
-        raise
+    finally:
+        if first is None:
+            await answer.aclose()
     if first is None:
-        await answer.aclose()
         return _nobody()
     with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     return EventStreamResponse(_chunks(chat, first, answer, with_usage=with_usage))

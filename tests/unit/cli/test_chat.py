@@ -1,4 +1,4 @@
-"""`lomo chat`, `lomo export`, `lomo models delete`: what is sent, and what is shown of answers whole, broken or hostile."""
+"""`lomo chat`, `lomo export`, `lomo models delete`: what is sent, and what is shown of answers, also broken ones."""
 
 from __future__ import annotations
 
