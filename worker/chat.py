@@ -200,8 +200,11 @@ class ChatService:
                     return
             try:
                 alive_at = self._check_on(inbox, request, deadline=deadline, alive_at=alive_at)
-            except _RefusedError:
-                engine.stop(request.id)
+            except _RefusedError as error:
+                if error.event["code"] == "timeout":
+                    self._unload()  # it may hang in a model's template, which no stop ends
+                else:
+                    engine.stop(request.id)
                 raise
 
     def _check_on(self, inbox: ChatInbox, request: ChatRequest, *, deadline: float, alive_at: float) -> float:

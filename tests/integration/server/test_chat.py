@@ -234,13 +234,29 @@ def test_a_full_queue(site: Site) -> None:
         assert broker.llen(wire.QUEUE_KEY) == wire.MAX_QUEUED
 
 
-def test_a_client_that_leaves_ends_the_generation(site: Site, start_chats: StartChats) -> None:
-    """The model is made to have a long context, so that its answer would take far longer than what is waited here."""
-    start_chats()
+def give_long_context(site: Site) -> None:
+    """Let the model write 4096 tokens, which takes it far longer than what is waited for here."""
     config = site.settings.data_dir / "models" / CHAT_MODEL / "config.json"
-    config.write_text(
-        json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 8192, "eos_token_id": None})
-    )
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 8192}))
+
+
+def test_an_answer_that_takes_too_long_ends(
+    site: Site, start_chats: StartChats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = start_chats()
+    give_long_context(site)
+    assert post(site, messages=QUESTION, max_tokens=1).is_success
+    monkeypatch.setattr("worker.chat.ANSWER_TIMEOUT_S", 0.5)
+    response = post(site, messages=QUESTION, max_tokens=4096, temperature=0)
+    assert (response.status_code, error_of(response)["code"]) == (504, "timeout")
+    assert not service.is_loaded
+    broken = post(site, messages=QUESTION, max_tokens=4096, temperature=0, stream=True)
+    assert broken.status_code == 504  # while it is loaded again, nothing has been sent yet
+
+
+def test_a_client_that_leaves_ends_the_generation(site: Site, start_chats: StartChats) -> None:
+    start_chats()
+    give_long_context(site)
     body = {"model": CHAT_MODEL, "messages": QUESTION, "stream": True, "max_tokens": 4096, "temperature": 0}
     with site.client(timeout=_WAIT_S).stream("POST", "/v1/chat/completions", json=body) as response:
         first = json.loads(next(response.iter_lines()).removeprefix("data: "))
@@ -251,9 +267,8 @@ def test_a_client_that_leaves_ends_the_generation(site: Site, start_chats: Start
         return json.loads(found[0][1]["event"]) if found else {}
 
     site.wait_until(lambda: last_event().get("code") == "reader_gone", 10, "the worker to notice")
-    assert (
-        site.client(timeout=10).post("/v1/chat/completions", json=body | {"stream": False, "max_tokens": 1}).is_success
-    )
+    short = body | {"stream": False, "max_tokens": 1}
+    assert site.client(timeout=10).post("/v1/chat/completions", json=short).is_success
 
 
 def test_a_queued_chat_that_nobody_waits_for_is_taken_back(site: Site) -> None:
