@@ -344,3 +344,18 @@ def test_a_tuned_model_and_a_checkpoint_answer(site: Site, start_chats: StartCha
     assert texts[0] != texts[1]
     absent = post(site, model=f"{name}:ckpt-step-6", messages=QUESTION)
     assert (absent.status_code, error_of(absent)["code"]) == (404, "model_not_found")
+
+
+def test_an_error_after_the_first_words_reaches_the_official_client(
+    site: Site, start_chats: StartChats, client: openai.OpenAI
+) -> None:
+    service = start_chats()
+    give_long_context(site)
+    stream = client.chat.completions.create(
+        model=CHAT_MODEL, messages=QUESTION, max_tokens=4096, temperature=0, stream=True
+    )
+    next(stream)
+    assert service.engine_pid is not None
+    os.kill(service.engine_pid, signal.SIGKILL)
+    with pytest.raises(openai.APIError, match="has ended"):
+        list(stream)
