@@ -100,12 +100,19 @@ class ApiClient:
 
     @contextmanager
     def stream(
-        self, path: str, *, headers: Mapping[str, str] | None = None, read_timeout_s: float = _TIMEOUT_S
+        self,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Json | None = None,
+        read_timeout_s: float = _TIMEOUT_S,
     ) -> Iterator[httpx.Response]:
-        """Open a response whose body is read piece by piece; what the reading raises is the caller's."""
+        """Open a response whose body is read piece by piece; what the reading raises is the caller's. A `body` is
+        POSTed."""
         request = self._http.build_request(
-            "GET",
+            "GET" if body is None else "POST",
             self.connection.url + path,
+            json=body,
             headers={**self._auth(), **(headers or {})},
             timeout=httpx.Timeout(_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S, read=read_timeout_s),
         )

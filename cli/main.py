@@ -13,6 +13,7 @@ import typer
 
 from cli.auto import command_with_switches
 from cli.commands import files, jobs, keys, models, orgs
+from cli.commands.chat import chat
 from cli.commands.hosts import list_hosts
 from cli.commands.job_control import show_queue
 from cli.commands.plan import plan
@@ -35,6 +36,8 @@ app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(orgs.app, name="orgs")
 app.add_typer(orgs.projects, name="projects")
+app.command("chat")(with_session(chat))
+app.command("export")(with_session(models.export_model))
 app.command("hosts")(list_hosts)
 app.command("queue")(show_queue)
 app.command("preview")(with_session(preview))

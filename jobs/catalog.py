@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jobs import checkpoint_names, reads
 from jobs.db import Database
-from jobs.errors import InvalidRequestError
+from jobs.errors import InvalidRequestError, NotFoundError
 from jobs.settings import JobsSettings
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
@@ -60,6 +60,28 @@ def resolve_model(db: Database, settings: JobsSettings, *, organization_id: str,
         code="model_not_found",
         param="model",
     )
+
+
+def resolve_served_model(db: Database, settings: JobsSettings, *, organization_id: str, name: str) -> Path:
+    """Find the folder of a model that can answer: a base model of this server, a tuned one, or a checkpoint.
+
+    Raises:
+        NotFoundError: there is none, or its files are not here (a model that only the hub has, a pruned checkpoint).
+        InvalidRequestError: its folder holds no model.
+    """
+    try:
+        folder = resolve_model(db, settings, organization_id=organization_id, name=name).path
+    except InvalidRequestError as error:
+        if error.code != "model_not_found":
+            raise
+        raise NotFoundError(error.message, code=error.code, param="model") from error
+    if folder is None or not folder.is_dir():
+        raise NotFoundError(
+            f"The files of {name!r} are not on this server: only what lies in its folders can be used like this.",
+            code="model_not_found",
+            param="model",
+        )
+    return folder
 
 
 def _find_tuned(db: Database, *, organization_id: str, name: str) -> str | None:

@@ -1,5 +1,5 @@
 """The engine as a process: `python -m lomo_core train RUN_JSON | check-data CHECK_JSON | preview CHECK_JSON |
-plan | shapes | calibrate | evaluate | inspect | convert`.
+plan | shapes | calibrate | evaluate | inspect | convert | chat`.
 
 Exit codes are those of `errors.py`. A user's error is one line on stderr and a `failed` event, never a traceback; an
 unexpected error leaves its traceback on stderr, which the worker keeps, and exit code 1.
@@ -87,6 +87,7 @@ def _run_command(arguments: argparse.Namespace, environment: MutableMapping[str,
         "preview": lambda: _preview(Path(arguments.check_json)),
         "evaluate": lambda: _evaluate(arguments, environment),
         "convert": lambda: _convert(arguments, environment),
+        "chat": lambda: _chat(Path(arguments.model), environment),
         "plan": lambda: _plan(arguments),
         "shapes": lambda: _shapes(Path(arguments.config)),
         "calibrate": lambda: _calibrate(environment),
@@ -126,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     convert = commands.add_parser("convert", help="make a model folder of a GGUF file")
     convert.add_argument("--gguf", required=True, help="the file to read")
     convert.add_argument("--out", required=True, help="the folder to make")
+    chat = commands.add_parser("chat", help="answer chats: JSON lines on stdin and stdout")
+    chat.add_argument("--model", required=True, help="model folder")
     return parser
 
 
@@ -280,6 +283,13 @@ def _inspect(model: Path) -> int:
 def _convert(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     _set_up_torch(environment)
     importlib.import_module("lomo_core.convert").convert_gguf(Path(arguments.gguf), Path(arguments.out))
+    return 0
+
+
+def _chat(model: Path, environment: MutableMapping[str, str]) -> int:
+    _offer_to_the_kernel()
+    _set_up_torch(environment)
+    importlib.import_module("lomo_core.chat").serve(model)
     return 0
 
 

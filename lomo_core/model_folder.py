@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lomo_core.config import Precision
 from lomo_core.errors import ModelError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -74,6 +75,18 @@ def read_model_folder(path: str | Path) -> ModelFolder:
         dtypes=tuple(sorted({str(tensor.get("dtype")) for tensor in tensors})),
         weight_bytes=sum(file.stat().st_size for file in files),
     )
+
+
+def stored_precision(folder: ModelFolder) -> Precision:
+    """The precision that holds the weights as they are stored."""
+    if "F32" in folder.dtypes:
+        return "fp32"
+    return "fp16" if "F16" in folder.dtypes and "BF16" not in folder.dtypes else "bf16"
+
+
+def loaded_bytes(folder: ModelFolder) -> int:
+    """Bytes of the weights, loaded in `stored_precision`."""
+    return folder.num_parameters * (4 if stored_precision(folder) == "fp32" else 2)
 
 
 def check_model_folder(path: str | Path) -> tuple[Path, ...]:

@@ -231,6 +231,7 @@ async def receive_part(
 
 CreationDep = Annotated[Creation, Depends(read_creation)]
 CloneDep = Annotated[Creation, Depends(read_clone)]
+ChatBody = Annotated[schemas.CreateChat, Depends(json_body(schemas.CreateChat))]
 PlanBody = Annotated[schemas.PlanRequest, Depends(json_body(schemas.PlanRequest))]
 UploadForm = Annotated[FormData, Depends(read_upload_form)]
 UploadBody = Annotated[schemas.CreateUpload, Depends(json_body(schemas.CreateUpload))]

@@ -20,12 +20,14 @@ from jobs.row_preview import RowPreviews
 from jobs.shape_cache import SHAPES_NAME, ShapeCache
 from server import errors
 from server.auth import Authenticator
+from server.chat import ChatClient
 from server.deps import authenticated
 from server.hub import Hub
 from server.middleware import BodyLimit, Gate, RequestContext
 from server.prometheus import Metrics
 from server.rate_limit import RateLimiter
 from server.routes import (
+    chat,
     data,
     files,
     health,
@@ -58,6 +60,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         broker=make_celery(settings.broker_url),
         authenticator=Authenticator(db),
         hub=Hub(db, settings),
+        chats=ChatClient(settings.broker_url),
         shapes=ShapeCache(settings.data_dir / SHAPES_NAME),
         previews=RowPreviews(),
         metrics=metrics,
@@ -86,6 +89,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         jobs,
         runs,
         models,
+        chat,
         hosts,
         queue,
         plan,
@@ -127,6 +131,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     await services.webhooks.close()
     await services.hub.close()
+    await services.chats.close()
     services.broker.close()
     services.db.dispose()
 

@@ -10,6 +10,7 @@ from jobs.db import Database
 from jobs.row_preview import RowPreviews
 from jobs.shape_cache import ShapeCache
 from server.auth import Authenticator
+from server.chat import ChatClient
 from server.hub import Hub
 from server.prometheus import Metrics
 from server.rate_limit import RateLimiter
@@ -26,6 +27,7 @@ class Services:
     broker: Celery
     authenticator: Authenticator
     hub: Hub
+    chats: ChatClient
     shapes: ShapeCache
     previews: RowPreviews
     metrics: Metrics

@@ -16,6 +16,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from lomo_core.death_watch import PARENT_FD, PARENT_PID
 
@@ -61,7 +62,9 @@ class EngineProcess:
     The child learns the read end of the death watch and its parent's number from its environment.
     """
 
-    def __init__(self, command: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], *, folder: Path, environment: Mapping[str, str], with_pipes: bool = False
+    ) -> None:
         self.log_path = folder / ENGINE_LOG_NAME
         # Both ends are closed on exec (PEP 446) and Popen closes what it is not told to pass: so a sibling engine
         # inherits neither, and this one the read end alone. A write end that leaked would keep orphans alive.
@@ -69,7 +72,9 @@ class EngineProcess:
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(os.close, self._write_end)
             try:
-                self._process = self._start(command, folder=folder, environment=environment, read_end=read_end)
+                self._process = self._start(
+                    command, folder=folder, environment=environment, read_end=read_end, with_pipes=with_pipes
+                )
             finally:
                 os.close(read_end)
             on_failure.pop_all()
@@ -78,6 +83,16 @@ class EngineProcess:
     def pid(self) -> int:
         """The child's process id, which is also its group's."""
         return self._process.pid
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        """The child's standard input, where it was started `with_pipes`; whoever asked for the pipe closes it."""
+        return _piped(self._process.stdin)
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        """The child's standard output, where it was started `with_pipes`, and then not in the log."""
+        return _piped(self._process.stdout)
 
     def poll(self) -> int | None:
         """The exit code (negative: the signal that ended it), or None while it runs. Kills the rest of its group."""
@@ -107,7 +122,13 @@ class EngineProcess:
             return log.read().decode("utf-8", errors="replace").strip()
 
     def _start(
-        self, command: Sequence[str], *, folder: Path, environment: Mapping[str, str], read_end: int
+        self,
+        command: Sequence[str],
+        *,
+        folder: Path,
+        environment: Mapping[str, str],
+        read_end: int,
+        with_pipes: bool,
     ) -> subprocess.Popen[bytes]:
         with self.log_path.open("ab") as output:
             return subprocess.Popen(
@@ -115,8 +136,8 @@ class EngineProcess:
                 cwd=folder,
                 env={**environment, PARENT_FD: str(read_end), PARENT_PID: str(os.getpid())},
                 pass_fds=(read_end,),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdin=subprocess.PIPE if with_pipes else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if with_pipes else output,
                 stderr=output,
                 start_new_session=True,
             )
@@ -134,3 +155,9 @@ class EngineProcess:
         except (ProcessLookupError, PermissionError):
             # Nobody is left to be told; macOS says EPERM of a group of zombies.
             return
+
+
+def _piped(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        raise ValueError("the process was started without pipes")
+    return stream

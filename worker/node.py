@@ -22,6 +22,7 @@ from jobs.host_registry import HostReport
 from jobs.lifecycle import Claim
 from lomo_core.config import CalibrationConfig
 from worker.calibration import calibrate, run_overhead_bytes
+from worker.chat import ChatService
 from worker.data_checker import DataChecker
 from worker.gpus import describe_devices, find_gpus, host_memory_bytes, measure_device
 from worker.heartbeat import HostPulse
@@ -29,10 +30,10 @@ from worker.outage import NOT_READY, OUTAGES, StillAwayError, first_line, persis
 from worker.runner import Host, JobRunner
 from worker.settings import WorkerSettings
 
-# Connections: per job the runner, its heartbeat and its shipper; beside them the host's pulse, ring, reaper
-# and checker of files.
+# Connections: per job the runner, its heartbeat and its shipper; beside them the host's pulse, ring, reaper, checker of
+# files and chats.
 _CONNECTIONS_PER_JOB = 3
-_CONNECTIONS_BESIDE = 4
+_CONNECTIONS_BESIDE = 5
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +53,7 @@ class Node:
         pool_size = _CONNECTIONS_PER_JOB * settings.slots + _CONNECTIONS_BESIDE
         self._db = Database(settings.database_url, pool_size=pool_size)
         self.host = Host(db=self._db, settings=settings, stopping=self.stopping)
+        self._chats = ChatService(self._db, settings)
         self._send_ring = send_ring
         self._slots = threading.Semaphore(settings.slots)
         self._rung = threading.Event()
@@ -76,6 +78,7 @@ class Node:
         self._lock_file = self._take_lock()
         self._pulse.start()
         self._checking.start()
+        self._chats.start()
 
     def close(self) -> None:
         """End the thread and close the database's connections; the lock goes with its file."""
@@ -86,6 +89,7 @@ class Node:
         for thread in (self._pulse, self._checking):
             if thread.ident is not None:
                 thread.join()
+        self._chats.close()
         self._db.dispose()
         if self._lock_file is not None:
             self._lock_file.close()
@@ -138,6 +142,8 @@ class Node:
         and go: without this, what was measured then would stand until the next start. Nobody claims meanwhile, since
         all slots are taken; a ring that came to nothing by that is repeated.
         """
+        if self._chats.is_loaded:
+            return None  # its model goes when a job needs the room, so the room counts as free
         num_taken = 0
         try:
             while num_taken < self.settings.slots:
@@ -156,6 +162,7 @@ class Node:
         claim = lifecycle.claim(self._db, owner=self.owner, lease_s=self.settings.lease_s)
         if claim is None:
             return False
+        self._chats.make_room()
         if self.settings.slots > 1:
             self._send_ring()  # one message may stand for several jobs: another slot looks too
         has_ended = False

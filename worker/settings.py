@@ -35,6 +35,8 @@ class WorkerSettings(JobsSettings):
     measure_every_s: float = Field(default=60.0, gt=0)
     """Interval in which an idle host measures its device's free memory anew. No job is claimed meanwhile, and a driver
     that has to wake the card takes seconds."""
+    chat_idle_s: float = Field(default=60.0, ge=0)
+    """How long a model that answers chats stays loaded after its last one."""
     engine_command: Annotated[tuple[str, ...], NoDecode] = (sys.executable, "-m", "lomo_core")
     """How the engine is started, as a shell would split it: for one in another environment, or below a profiler."""
     engine_threads: int | None = Field(default=None, ge=1)

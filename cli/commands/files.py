@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli.errors import UsageError
+from cli.download import save
 from cli.output import format_age, format_bytes, format_time, say, write_fields, write_json, write_table
 from cli.session import Session, with_session
 from cli.upload import upload
@@ -91,16 +91,7 @@ def get_content(
                 sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
             return
-        partial = to.with_name(f".{to.name}.partial")  # a broken download never looks like a whole one
-        try:
-            with partial.open("wb") as file:
-                for chunk in chunks:
-                    file.write(chunk)
-            partial.replace(to)
-        except OSError as error:
-            raise UsageError(f"cannot write {to}: {error.strerror}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        save(chunks, to)
     say(f"Wrote {to}.")
 
 

@@ -1,12 +1,14 @@
-"""`lomo models`: what a job can start from."""
+"""`lomo models`: what a job can start from; and `lomo export`, which takes a tuned model away."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.output import format_age, write_fields, write_json, write_table
+from cli.download import save
+from cli.output import format_age, say, write_fields, write_json, write_table
 from cli.session import Session, with_session
 
 app = typer.Typer(no_args_is_help=True, help="Base models and fine-tuned models.")
@@ -35,3 +37,30 @@ def get_model(model: Annotated[str, typer.Argument(help="Its id.")], *, session:
         write_json(found)
     else:
         write_fields([(name, str(value)) for name, value in found.items()])
+
+
+@app.command("delete")
+@with_session
+def delete_model(model: Annotated[str, typer.Argument(help="Its id, like ft:...")], *, session: Session) -> None:
+    """Delete a fine-tuned model and its files; its id is printed."""
+    with session.connect() as client:
+        result = client.delete(f"/models/{model}")
+    if session.is_json:
+        write_json(result)
+    else:
+        typer.echo(result["id"])
+
+
+def export_model(
+    model: Annotated[str, typer.Argument(help="A tuned model (ft:...) or a checkpoint.")],
+    *,
+    to: Annotated[Path, typer.Option(metavar="PATH", help="The tar to write.")] = Path("model.tar"),
+    session: Session,
+) -> None:
+    """Download a tuned model as a tar of its Hugging Face folder.
+
+    After `tar xf model.tar`, the folder `model` is what `vllm serve model` takes.
+    """
+    with session.connect() as client:
+        save(client.download(f"/models/{model}/export?format=tar"), to)
+    say(f"Wrote {to}.")

@@ -4,6 +4,8 @@ Requests forbid unknown keys, so that a misspelt setting is an error and not a d
 `describe.py`.
 """
 
+from server.schemas.chat import CreateChat as CreateChat
+from server.schemas.chat import Usage as Usage
 from server.schemas.data import DataFigures as DataFigures
 from server.schemas.data import DataReport as DataReport
 from server.schemas.data import FileFigures as FileFigures
@@ -53,6 +55,7 @@ from server.schemas.jobs import RunState as RunState
 from server.schemas.jobs import UsedHyperparameters as UsedHyperparameters
 from server.schemas.jobs import UsedMethod as UsedMethod
 from server.schemas.jobs import UsedSupervised as UsedSupervised
+from server.schemas.models import DeletedModel as DeletedModel
 from server.schemas.models import Model as Model
 from server.schemas.models import ModelList as ModelList
 from server.schemas.plan import Fit as Fit
@@ -61,6 +64,7 @@ from server.schemas.plan import PlanPhase as PlanPhase
 from server.schemas.plan import PlanRequest as PlanRequest
 from server.schemas.queries import CheckpointsQuery as CheckpointsQuery
 from server.schemas.queries import EventsQuery as EventsQuery
+from server.schemas.queries import ExportQuery as ExportQuery
 from server.schemas.queries import FilesQuery as FilesQuery
 from server.schemas.queries import JobsQuery as JobsQuery
 from server.schemas.queries import LogsQuery as LogsQuery

@@ -21,3 +21,11 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class DeletedModel(BaseModel):
+    """The answer to a model's deletion."""
+
+    id: str
+    object: Literal["model"] = "model"
+    deleted: Literal[True] = True

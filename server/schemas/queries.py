@@ -82,3 +82,9 @@ class WebhooksQuery(BaseModel):
 
     limit: int = Field(default=20, ge=1, le=100)
     after: str | None = None
+
+
+class ExportQuery(BaseModel):
+    """The query of a model's export."""
+
+    format: Literal["tar"] = "tar"

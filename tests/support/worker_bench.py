@@ -189,6 +189,8 @@ class CeleryWorker:
 def environment(settings: WorkerSettings) -> dict[str, str]:
     """The environment from which a worker reads exactly these settings."""
     names = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "OMP_NUM_THREADS": "1"}
+    if "PYTHONPATH" in os.environ:  # the sources under test are not the installed ones
+        names["PYTHONPATH"] = os.environ["PYTHONPATH"]
     values = {
         **{name: str(getattr(settings, name)) for name in ("database_url", "broker_url", "data_dir", "worker_name")},
         **{name: str(getattr(settings, name)) for name in (*SHORT, "ship_every_s", "stop_grace_s", "slots")},

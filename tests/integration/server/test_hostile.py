@@ -124,7 +124,7 @@ STRANGE_ADDRESSES = [
     "/v1/files?after=file-none",
     "/v1/nothing",
     "//v1/files",
-    "/v1/chat/completions",
+    "/v1/embeddings",
     "/docs",
     "/openapi.json",
 ]

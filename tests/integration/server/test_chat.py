@@ -1,0 +1,361 @@
+"""Chats over a real server, a real Valkey, a worker's thread and its real engine process, by the official client."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import redis
+import torch
+import transformers
+
+from jobs import chat as wire
+from jobs.db import Database
+from lomo_core import events as engine
+from tests.support.tiny_model import make_tiny_model
+from worker.chat import ChatService
+from worker.settings import WorkerSettings
+
+from .conftest import HOST, MODEL, Site, register_host
+
+CHAT_MODEL = "tiny-chat"
+QUESTION = [{"role": "user", "content": "what goes with sun?"}]
+# A greedy answer of the untrained model repeats itself, so stop texts and comparisons take a sampled one.
+SAMPLED = {"model": CHAT_MODEL, "messages": QUESTION, "seed": 7, "temperature": 1.0, "max_tokens": 24}
+_WAIT_S = 60.0
+
+StartChats = Callable[..., ChatService]
+
+
+@pytest.fixture
+def start_chats(site: Site) -> Iterator[StartChats]:
+    """Start the part of a worker that answers chats, on a host with room. The engine takes about 5 s to load."""
+    # Of this seed the likeliest tokens are not all the same one.
+    make_tiny_model(site.settings.data_dir / "models" / CHAT_MODEL, seed=12)
+    services: list[ChatService] = []
+    dbs: list[Database] = []
+
+    def start(*, available_bytes: int = 2**36, **changes: Any) -> ChatService:
+        register_host(site.db, HOST, available_bytes=available_bytes)
+        names = ("database_url", "broker_url", "data_dir")
+        settings = WorkerSettings(
+            **{name: getattr(site.settings, name) for name in names}, worker_name=HOST, engine_threads=1, **changes
+        )
+        dbs.append(Database(settings.database_url))
+        services.append(ChatService(dbs[-1], settings))
+        services[-1].start()
+        with valkey(site) as broker:
+            site.wait_until(lambda: broker.zcard(wire.HOSTS_KEY), _WAIT_S, "the worker")
+        return services[-1]
+
+    yield start
+    for service in services:
+        service.close()
+    for db in dbs:
+        db.dispose()
+
+
+@pytest.fixture
+def client(site: Site) -> Iterator[openai.OpenAI]:
+    """The official client with its strict validation on, without retries."""
+    with openai.OpenAI(
+        api_key=site.key, base_url=f"{site.url}/v1", _strict_response_validation=True, max_retries=0
+    ) as client:
+        yield client
+
+
+def valkey(site: Site) -> Any:
+    return redis.Redis.from_url(wire.client_url(site.settings.broker_url), decode_responses=True)
+
+
+def post(site: Site, **body: Any) -> httpx.Response:
+    return site.client(timeout=_WAIT_S).post("/v1/chat/completions", json={"model": CHAT_MODEL, **body})
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    error: dict[str, Any] = response.json()["error"]
+    return error
+
+
+def greedy_answer(folder: Path, *, num_tokens: int) -> tuple[int, str]:
+    """Tokens of the prompt and the answer's text, by transformers alone, token by token without a cache."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=True)["input_ids"]
+    num_prompt = len(ids)
+    with torch.inference_mode():
+        for _ in range(num_tokens):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return num_prompt, tokenizer.decode(ids[num_prompt:], skip_special_tokens=True)
+
+
+def test_the_official_client_plain_and_streaming(site: Site, start_chats: StartChats, client: openai.OpenAI) -> None:
+    service = start_chats()
+    create: Any = client.chat.completions.create
+
+    greedy = create(model=CHAT_MODEL, messages=QUESTION, temperature=0, max_tokens=10)
+    num_prompt, text = greedy_answer(site.settings.data_dir / "models" / CHAT_MODEL, num_tokens=10)
+    assert greedy.choices[0].message.content == text
+    assert greedy.choices[0].finish_reason == "length"
+    assert (greedy.usage.prompt_tokens, greedy.usage.completion_tokens) == (num_prompt, 10)
+    assert (greedy.object, greedy.model) == ("chat.completion", CHAT_MODEL)
+
+    plain = create(**SAMPLED)
+    chunks = list(create(**SAMPLED, stream=True, stream_options={"include_usage": True}))
+    content = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert content == plain.choices[0].message.content
+    assert {chunk.id for chunk in chunks} == {chunks[0].id}
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-2:] == [None, "length"]
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == plain.usage
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert create(**(SAMPLED | {"seed": 8})).choices[0].message.content != content
+
+    stop = content[5:8]
+    stopped = create(**SAMPLED, stop=[stop, "never written"])
+    assert stopped.choices[0].message.content == content[: content.index(stop)]
+    assert stopped.choices[0].finish_reason == "stop"
+    assert create(**(SAMPLED | {"top_p": 1e-6, "max_tokens": 10})).choices[0].message.content == text
+    assert service.is_loaded
+
+
+def test_the_bytes_of_a_stream(site: Site, start_chats: StartChats) -> None:
+    start_chats()
+    response = post(site, messages=QUESTION, stream=True, max_completion_tokens=2, temperature=0)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    frames = response.text.split("\n\n")
+    assert frames[-2:] == ["data: [DONE]", ""]
+    bodies = [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2]]
+    assert {body["object"] for body in bodies} == {"chat.completion.chunk"}
+    assert bodies[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert bodies[-1]["choices"] == [{"index": 0, "delta": {}, "finish_reason": "length", "logprobs": None}]
+    assert not any("usage" in body for body in bodies)
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "text"),
+    [
+        ({"n": 2}, "n", "several requests"),
+        ({"tools": [{"type": "function"}]}, "tools", "cannot be given tools"),
+        ({"logprobs": True}, "logprobs", "not returned"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "penalties are not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "only plain text"),
+        ({"max_tokens": 5000}, "max_tokens", "4096"),
+        ({"temperature": 2.5}, "temperature", "less than or equal to 2"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
+        ({"temprature": 1}, "temprature", "Unknown key"),
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "'assistant'"),
+    ],
+)
+def test_what_would_change_the_answer_is_refused(site: Site, changes: dict[str, Any], param: str, text: str) -> None:
+    response = post(site, **({"messages": QUESTION} | changes))
+    assert response.status_code == 400
+    assert error_of(response)["param"] == param
+    assert text in error_of(response)["message"]
+
+
+def test_what_changes_nothing_is_accepted(site: Site, start_chats: StartChats) -> None:
+    start_chats()
+    echoed = {"role": "assistant", "content": "day", "refusal": None, "tool_calls": None, "annotations": []}
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "what goes "}, {"type": "text", "text": "with sun?"}]},
+        echoed,
+        *QUESTION,
+    ]
+    response = post(
+        site,
+        messages=messages,
+        max_tokens=1,
+        n=1,
+        user="u",
+        metadata={"a": "b"},
+        store=False,
+        frequency_penalty=0,
+        presence_penalty=0.0,
+        logit_bias=None,
+        tools=[],
+        tool_choice="auto",
+        response_format={"type": "text"},
+    )
+    assert response.status_code == 200, response.text
+    assert response.json()["usage"]["completion_tokens"] == 1
+
+
+def test_what_only_the_model_can_tell(site: Site, start_chats: StartChats) -> None:
+    start_chats()
+    long = post(site, messages=[{"role": "user", "content": "word " * 2000}])
+    assert (long.status_code, error_of(long)["code"]) == (400, "context_length_exceeded")
+    assert "context is 512 tokens" in error_of(long)["message"]
+    asked = post(site, messages=QUESTION, max_tokens=510, stream=True)
+    assert (asked.status_code, error_of(asked)["code"]) == (400, "context_length_exceeded")
+    unknown = site.client().post("/v1/chat/completions", json={"model": "no/such", "messages": QUESTION})
+    assert (unknown.status_code, error_of(unknown)["code"]) == (404, "model_not_found")
+    broken = post(site, model=MODEL, messages=QUESTION)  # its weights are no weights
+    assert (broken.status_code, error_of(broken)["code"]) == (400, "invalid_model")
+
+
+def test_a_base_model_without_a_template_gets_a_plain_one(site: Site, start_chats: StartChats) -> None:
+    start_chats()
+    folder = make_tiny_model(site.settings.data_dir / "models" / "plain")
+    (folder / "chat_template.jinja").unlink()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template is None
+    response = post(site, model="plain", messages=[{"role": "system", "content": "Be brief."}, *QUESTION], max_tokens=1)
+    expected = "System: Be brief.\n\nUser: what goes with sun?\n\nAssistant:"
+    assert response.json()["usage"]["prompt_tokens"] == len(tokenizer(expected).input_ids)
+
+
+def test_without_a_worker(site: Site) -> None:
+    make_tiny_model(site.settings.data_dir / "models" / CHAT_MODEL)
+    response = post(site, messages=QUESTION)
+    assert (response.status_code, error_of(response)["code"]) == (503, "no_worker")
+    assert response.headers["retry-after"] == "5"
+
+
+def test_a_full_queue(site: Site) -> None:
+    make_tiny_model(site.settings.data_dir / "models" / CHAT_MODEL)
+    with valkey(site) as broker:
+        broker.zadd(wire.HOSTS_KEY, {"slow": 2**40})
+        broker.rpush(wire.QUEUE_KEY, *["{}"] * wire.MAX_QUEUED)
+        response = post(site, messages=QUESTION)
+        assert (response.status_code, error_of(response)["code"]) == (429, "busy")
+        assert response.headers["retry-after"] == "5"
+        assert broker.llen(wire.QUEUE_KEY) == wire.MAX_QUEUED
+
+
+def give_long_context(site: Site) -> None:
+    """Let the model write 4096 tokens, which takes it far longer than what is waited for here."""
+    config = site.settings.data_dir / "models" / CHAT_MODEL / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 8192}))
+
+
+def test_an_answer_that_takes_too_long_ends(
+    site: Site, start_chats: StartChats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = start_chats()
+    give_long_context(site)
+    assert post(site, messages=QUESTION, max_tokens=1).is_success
+    monkeypatch.setattr("worker.chat.ANSWER_TIMEOUT_S", 0.5)
+    response = post(site, messages=QUESTION, max_tokens=4096, temperature=0)
+    assert (response.status_code, error_of(response)["code"]) == (504, "timeout")
+    assert not service.is_loaded
+    broken = post(site, messages=QUESTION, max_tokens=4096, temperature=0, stream=True)
+    assert broken.status_code == 504  # while it is loaded again, nothing has been sent yet
+
+
+def test_a_client_that_leaves_ends_the_generation(site: Site, start_chats: StartChats) -> None:
+    start_chats()
+    give_long_context(site)
+    body = {"model": CHAT_MODEL, "messages": QUESTION, "stream": True, "max_tokens": 4096, "temperature": 0}
+    with site.client(timeout=_WAIT_S).stream("POST", "/v1/chat/completions", json=body) as response:
+        first = json.loads(next(response.iter_lines()).removeprefix("data: "))
+
+    def last_event() -> Any:
+        with valkey(site) as broker:
+            found = broker.xrevrange(wire.answer_key(first["id"]), count=1)
+        return json.loads(found[0][1]["event"]) if found else {}
+
+    site.wait_until(lambda: last_event().get("code") == "reader_gone", 10, "the worker to notice")
+    short = body | {"stream": False, "max_tokens": 1}
+    assert site.client(timeout=10).post("/v1/chat/completions", json=short).is_success
+
+
+def test_a_queued_chat_that_nobody_waits_for_is_taken_back(site: Site) -> None:
+    make_tiny_model(site.settings.data_dir / "models" / CHAT_MODEL)
+    with valkey(site) as broker:
+        broker.zadd(wire.HOSTS_KEY, {"slow": 2**40})
+        with pytest.raises(httpx.ReadTimeout):
+            site.client(timeout=1.5).post("/v1/chat/completions", json={"model": CHAT_MODEL, "messages": QUESTION})
+        site.wait_until(lambda: broker.llen(wire.QUEUE_KEY) == 0, 10, "the queue to be empty")
+
+
+def test_a_model_that_does_not_fit_beside_the_jobs(site: Site, start_chats: StartChats) -> None:
+    service = start_chats(available_bytes=2**28)
+    response = post(site, messages=QUESTION)
+    assert (response.status_code, error_of(response)["code"]) == (503, "no_room")
+    assert f"{HOST} has 0.2 GiB free beside its running jobs" in error_of(response)["message"]
+    assert not service.is_loaded
+
+
+def test_a_job_that_needs_the_room_gets_it(site: Site, start_chats: StartChats) -> None:
+    service = start_chats()
+    assert post(site, messages=QUESTION, max_tokens=1).is_success
+    service.make_room()
+    assert post(site, messages=QUESTION, max_tokens=1).is_success
+    assert service.is_loaded  # there was room for both
+    register_host(site.db, HOST, available_bytes=2**28)
+    service.make_room()
+    site.wait_until(lambda: not service.is_loaded, 10, "the model to go")
+
+
+def test_an_idle_model_goes(site: Site, start_chats: StartChats) -> None:
+    service = start_chats(chat_idle_s=0)
+    assert post(site, messages=QUESTION, max_tokens=1).is_success
+    site.wait_until(lambda: not service.is_loaded, 10, "the model to go")
+
+
+def test_a_killed_engine_costs_one_answer(site: Site, start_chats: StartChats) -> None:
+    service = start_chats()
+    assert post(site, messages=QUESTION, max_tokens=1).is_success
+    assert service.engine_pid is not None
+    os.kill(service.engine_pid, signal.SIGSTOP)  # so that the answer certainly has not begun when it dies
+    body = {"model": CHAT_MODEL, "messages": QUESTION, "stream": True}
+    follower = site.client(timeout=_WAIT_S)
+    with valkey(site) as broker:
+        results: list[httpx.Response] = []
+        thread = threading.Thread(
+            target=lambda: results.append(follower.post("/v1/chat/completions", json=body)), daemon=True
+        )
+        thread.start()
+        site.wait_until(lambda: broker.keys("lomo:chat:answer:*"), 10, "the worker to take it")
+        os.kill(service.engine_pid, signal.SIGKILL)
+        thread.join(_WAIT_S)
+    assert (results[0].status_code, error_of(results[0])["code"]) == (500, "engine_failed")
+    assert post(site, messages=QUESTION, max_tokens=1).is_success
+
+
+def test_a_tuned_model_and_a_checkpoint_answer(site: Site, start_chats: StartChats) -> None:
+    start_chats()
+    run = site.run(suffix="docs")
+    run.start()
+    data_dir = site.settings.data_dir
+    checkpoint = f"runs/{run.job_id}/attempt-1/checkpoints/step-5"
+    make_tiny_model(data_dir / checkpoint, seed=6)
+    make_tiny_model(data_dir / f"runs/{run.job_id}/model", seed=9)
+    run.say(engine.Checkpoint(step=5, path=checkpoint, manifest_sha256="0" * 64, num_bytes=7, train_loss=2.0))
+    name = run.succeed()
+    texts = []
+    for model, folder in ((f"{name}:ckpt-step-5", checkpoint), (name, f"runs/{run.job_id}/model")):
+        response = post(site, model=model, messages=QUESTION, max_tokens=6, temperature=0)
+        assert response.status_code == 200, response.text
+        texts.append(response.json()["choices"][0]["message"]["content"])
+        assert texts[-1] == greedy_answer(data_dir / folder, num_tokens=6)[1]
+    assert texts[0] != texts[1]
+    absent = post(site, model=f"{name}:ckpt-step-6", messages=QUESTION)
+    assert (absent.status_code, error_of(absent)["code"]) == (404, "model_not_found")
+
+
+def test_an_error_after_the_first_words_reaches_the_official_client(
+    site: Site, start_chats: StartChats, client: openai.OpenAI
+) -> None:
+    service = start_chats()
+    give_long_context(site)
+    stream = client.chat.completions.create(
+        model=CHAT_MODEL, messages=QUESTION, max_tokens=4096, temperature=0, stream=True
+    )
+    next(stream)
+    assert service.engine_pid is not None
+    os.kill(service.engine_pid, signal.SIGKILL)
+    with pytest.raises(openai.APIError, match="has ended"):
+        list(stream)
