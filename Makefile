@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DATA_DIR ?= var/lomo
 PORT ?= 8000
 
-.PHONY: install demo up test check bench bench-engine bench-memory bench-quality clean
+.PHONY: install demo up test check bench bench-engine bench-memory bench-quality bench-server clean
 
 install: $(STAMP)
 
@@ -46,6 +46,9 @@ bench-engine: $(STAMP)
 bench-memory: $(STAMP)
 	$(BIN)/python -m bench.bench_memory $(ARGS)
 	$(BIN)/python -m bench.bench_fake_7b
+
+bench-server: $(STAMP)
+	$(BIN)/python -m bench.bench_server $(ARGS)
 
 bench-quality: $(STAMP)
 	$(BIN)/python -m bench.bench_quality $(ARGS)

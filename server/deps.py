@@ -23,6 +23,7 @@ from server.cloning import clone_body
 from server.errors import out_of_scope, too_many_requests, unauthenticated
 from server.json_body import parse_json
 from server.middleware import RATE_HEADERS
+from server.openapi import describes, describes_form
 from server.part_form import read_part
 from server.rate_limit import network_of
 from server.schemas import tenants as tenant_schemas
@@ -32,6 +33,7 @@ from server.sse import Watcher
 
 Body = TypeVar("Body", bound=BaseModel)
 
+_BINARY = {"type": "string", "format": "binary"}
 _RETRY_COUNT = re.compile(r"[0-9]{1,4}")
 
 
@@ -142,6 +144,7 @@ class Creation:
     identity: RequestIdentity
 
 
+@describes(schemas.CreateJob)
 async def read_creation(request: Request, caller: Caller) -> Creation:
     """A job's creation. Whatever the content type says, its body must be JSON (curl sends a form's by default).
 
@@ -154,6 +157,7 @@ async def read_creation(request: Request, caller: Caller) -> Creation:
     return Creation(_validate(schemas.CreateJob, body), identity)
 
 
+@describes(schemas.CreateJob, required=False)
 async def read_clone(job_id: str, request: Request, caller: Caller, services: ServicesDep) -> Creation:
     """The creation that a clone amounts to: the other job's, with the options of the body over it; see `read_creation`.
 
@@ -199,18 +203,21 @@ def json_body(schema: type[Body]) -> Callable[..., Awaitable[Body]]:
     """A dependency that reads a body of this schema once the caller is known; see `read_creation`. No body at all is an
     empty object."""
 
+    @describes(schema)
     async def read(request: Request, _caller: Caller) -> Body:
         return _validate(schema, parse_json(await request.body() or b"{}"))
 
     return read
 
 
+@describes_form(file=_BINARY, purpose={"type": "string"})
 async def read_upload_form(request: Request, _caller: Caller) -> AsyncIterator[FormData]:
     """The multipart form of an upload; its file lies in a temporary one until the request has ended."""
     async with request.form(max_files=1, max_fields=8) as form:
         yield form
 
 
+@describes_form(data=_BINARY)
 async def receive_part(
     upload_id: str, request: Request, caller: Caller, services: ServicesDep
 ) -> AsyncIterator[uploads.IncomingPart]:

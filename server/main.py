@@ -29,6 +29,7 @@ from server.rate_limit import RateLimiter
 from server.routes import (
     chat,
     data,
+    description,
     files,
     health,
     hosts,
@@ -96,6 +97,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         webhooks,
         health,
         metrics_route,
+        description,
         pages,
     ):
         # Flat, not nested, so that what guards a route can be seen on it.

@@ -9,7 +9,7 @@ from jobs.scopes import Scope
 
 # Everything that answers without a key: probes, the login, and pages and assets that hold code but no data.
 PUBLIC = frozenset(
-    {"GET /healthz", "GET /readyz", "GET /", "GET /login", "POST /login", "/assets"},
+    {"GET /healthz", "GET /readyz", "GET /openapi.json", "GET /", "GET /login", "POST /login", "/assets"},
 )
 
 # What every key may do: end the session that it opened.

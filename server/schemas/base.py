@@ -10,10 +10,16 @@ from pydantic import BaseModel, ConfigDict
 class Request(BaseModel):
     """A body: unknown keys are errors, nothing is coerced."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
-class Page(BaseModel):
+class Answer(BaseModel):
+    """What is answered, and queries: the texts below fields are their descriptions."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Page(Answer):
     """A list of which there may be more."""
 
     object: Literal["list"] = "list"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from server.schemas.base import Request
+from server.schemas.base import Answer, Request
 
 MAX_TOKENS = 4096
 """Of one answer: at the 20 tokens a second of a small model on a CPU it takes as long as a worker may (300 s)."""
@@ -45,7 +45,7 @@ class _TextPart(Request):
     text: str
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(Answer):
     """One message. What clients send back of an answer (nulls, empty lists) is accepted."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -150,7 +150,7 @@ class CreateChat(Request):
         }
 
 
-class Usage(BaseModel):
+class Usage(Answer):
     """Tokens of a chat."""
 
     prompt_tokens: int

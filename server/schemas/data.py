@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from lomo_core.config import TrainOn
+from server.schemas.base import Answer
 
 
-class FileFigures(BaseModel):
+class FileFigures(Answer):
     """One file in figures; None: not known, as the model's tokenizer was not here."""
 
     format: str
@@ -22,7 +23,7 @@ class FileFigures(BaseModel):
     num_trained_tokens: int | None
 
 
-class RunEstimate(BaseModel):
+class RunEstimate(Answer):
     """What the run will come to."""
 
     steps: int
@@ -33,7 +34,7 @@ class RunEstimate(BaseModel):
     """By the median speed of the latest jobs on this model; None where there were none."""
 
 
-class DataFigures(BaseModel):
+class DataFigures(Answer):
     """The report on a job's files in figures: `lomo.data` of a job."""
 
     is_valid: bool
@@ -44,7 +45,7 @@ class DataFigures(BaseModel):
     estimate: RunEstimate | None
 
 
-class DataReport(BaseModel):
+class DataReport(Answer):
     """The report on a job's files; docs/data.md tells what is in it."""
 
     object: Literal["fine_tuning.job.data_report"] = "fine_tuning.job.data_report"
@@ -56,7 +57,7 @@ class DataReport(BaseModel):
     estimate: RunEstimate | None
 
 
-class FileReport(BaseModel):
+class FileReport(Answer):
     """A file's part of the newest report on it."""
 
     object: Literal["file.report"] = "file.report"
@@ -67,7 +68,7 @@ class FileReport(BaseModel):
     report: dict[str, Any]
 
 
-class PreviewQuery(BaseModel):
+class PreviewQuery(Answer):
     """The query of a preview."""
 
     model: str = Field(min_length=1, max_length=256)
@@ -76,7 +77,7 @@ class PreviewQuery(BaseModel):
     train_on: TrainOn = "assistant"
 
 
-class PreviewToken(BaseModel):
+class PreviewToken(Answer):
     """One token of a row."""
 
     id: int
@@ -85,7 +86,7 @@ class PreviewToken(BaseModel):
     """Whether the run's loss looks at it."""
 
 
-class RowPreview(BaseModel):
+class RowPreview(Answer):
     """A row as a run sees it."""
 
     object: Literal["file.preview"] = "file.preview"

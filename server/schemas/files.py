@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from jobs.status import UploadStatus
 from jobs.uploads import MAX_PARTS
-from server.schemas.base import EdgedPage, Request
+from server.schemas.base import Answer, EdgedPage, Request
 
 
-class FileObject(BaseModel):
+class FileObject(Answer):
     """OpenAI's `file`; `num_lines`, `sha256` and `project_id` are ours."""
 
     object: Literal["file"] = "file"
@@ -28,7 +28,7 @@ class FileObject(BaseModel):
     project_id: str | None
 
 
-class DeletedFile(BaseModel):
+class DeletedFile(Answer):
     """The answer to the deletion of a file."""
 
     id: str
@@ -71,7 +71,7 @@ class CompleteUpload(Request):
     md5: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{32}$")] | None = None
 
 
-class Upload(BaseModel):
+class Upload(Answer):
     """OpenAI's `upload`."""
 
     object: Literal["upload"] = "upload"
@@ -87,7 +87,7 @@ class Upload(BaseModel):
     """Once it is completed, until the file is deleted."""
 
 
-class UploadPart(BaseModel):
+class UploadPart(Answer):
     """OpenAI's `upload.part`."""
 
     object: Literal["upload.part"] = "upload.part"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from server.schemas.base import Answer
 
 
-class Host(BaseModel):
+class Host(Answer):
     """A worker host as it last reported itself, and what runs there."""
 
     object: Literal["host"] = "host"
@@ -32,14 +32,14 @@ class Host(BaseModel):
     is_alive: bool
 
 
-class HostList(BaseModel):
+class HostList(Answer):
     """Every host; never paged."""
 
     object: Literal["list"] = "list"
     data: list[Host]
 
 
-class Readiness(BaseModel):
+class Readiness(Answer):
     """Whether the service can run jobs; one word or sentence per part."""
 
     status: Literal["ready", "not_ready"]

@@ -27,13 +27,22 @@ def _none_for_auto(value: Any) -> Any:
     return None if value == "auto" else value
 
 
+Epochs = Annotated[int, Field(ge=1, le=50)]
+BatchSize = Annotated[int, Field(ge=1, le=256)]
+Multiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class Hyperparameters(Request):
     """OpenAI's supervised hyperparameters; "auto" or absent: the server's default, of `batch_size` at most that."""
 
-    n_epochs: Annotated[int | None, Field(ge=1, le=50), BeforeValidator(_none_for_auto)] = None
-    batch_size: Annotated[int | None, Field(ge=1, le=256), BeforeValidator(_none_for_auto)] = None
+    n_epochs: Annotated[
+        Epochs | None, BeforeValidator(_none_for_auto, json_schema_input_type=Epochs | Literal["auto"] | None)
+    ] = None
+    batch_size: Annotated[
+        BatchSize | None, BeforeValidator(_none_for_auto, json_schema_input_type=BatchSize | Literal["auto"] | None)
+    ] = None
     learning_rate_multiplier: Annotated[
-        float | None, Field(gt=0, allow_inf_nan=False), BeforeValidator(_none_for_auto)
+        Multiplier | None, BeforeValidator(_none_for_auto, json_schema_input_type=Multiplier | Literal["auto"] | None)
     ] = None
 
 

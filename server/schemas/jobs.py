@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from jobs.spec import Choosable, LomoOptions
-from server.schemas.base import EdgedPage, Page
+from server.schemas.base import Answer, EdgedPage, Page
 from server.schemas.data import DataFigures
 
 
-class UsedHyperparameters(BaseModel):
+class UsedHyperparameters(Answer):
     """The hyperparameters as used: numbers, never "auto"; None where another version's job cannot be read."""
 
     n_epochs: int | None
@@ -19,20 +19,20 @@ class UsedHyperparameters(BaseModel):
     learning_rate_multiplier: float | None
 
 
-class UsedSupervised(BaseModel):
+class UsedSupervised(Answer):
     """The inner object of `method` in a response."""
 
     hyperparameters: UsedHyperparameters
 
 
-class UsedMethod(BaseModel):
+class UsedMethod(Answer):
     """`method` in a response."""
 
     type: Literal["supervised"] = "supervised"
     supervised: UsedSupervised
 
 
-class JobError(BaseModel):
+class JobError(Answer):
     """Why a job failed."""
 
     code: str
@@ -40,7 +40,7 @@ class JobError(BaseModel):
     param: str | None
 
 
-class Evaluation(BaseModel):
+class Evaluation(Answer):
     """One pass over the validation file."""
 
     step: int
@@ -51,7 +51,7 @@ class Evaluation(BaseModel):
     choice_accuracy: float | None
 
 
-class Memory(BaseModel):
+class Memory(Answer):
     """Bytes by category: planned (at the job's creation for rows as long as they may be, from its start on for the
     longest batch of its data) and measured, at the step with the highest peak. None: not known."""
 
@@ -61,7 +61,7 @@ class Memory(BaseModel):
     planned_peak_bytes: int | None = None
 
 
-class RunState(BaseModel):
+class RunState(Answer):
     """How a job's run stands."""
 
     project_id: str | None
@@ -121,7 +121,7 @@ class ForeignLomo(RunState):
     """Keys of the stored job that this version does not know, that are missing, or whose values it does not take."""
 
 
-class FineTuningJob(BaseModel):
+class FineTuningJob(Answer):
     """OpenAI's `fine_tuning.job`."""
 
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -132,14 +132,14 @@ class FineTuningJob(BaseModel):
     finished_at: int | None
     fine_tuned_model: str | None
     organization_id: str
-    result_files: list[str] = []
+    result_files: list[str] = Field(default=[])
     status: str
     validation_file: str | None
     training_file: str | None
     hyperparameters: UsedHyperparameters
     trained_tokens: int | None
     error: JobError | None
-    integrations: list[Any] = []
+    integrations: list[Any] = Field(default=[])
     seed: int | None
     estimated_finish: int | None
     user_provided_suffix: str | None
@@ -148,7 +148,7 @@ class FineTuningJob(BaseModel):
     lomo: JobLomo | ForeignLomo
 
 
-class DeletedJob(BaseModel):
+class DeletedJob(Answer):
     """What is left of a job, in OpenAI's form for deleted objects."""
 
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -158,7 +158,7 @@ class DeletedJob(BaseModel):
     """On the disk."""
 
 
-class JobEvent(BaseModel):
+class JobEvent(Answer):
     """OpenAI's `fine_tuning.job.event`; `seq` and `attempt` are ours."""
 
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
@@ -172,7 +172,7 @@ class JobEvent(BaseModel):
     attempt: int
 
 
-class CheckpointMetrics(BaseModel):
+class CheckpointMetrics(Answer):
     """OpenAI's metrics of a checkpoint, as far as they are known."""
 
     step: int
@@ -180,7 +180,7 @@ class CheckpointMetrics(BaseModel):
     valid_loss: float | None
 
 
-class JobCheckpoint(BaseModel):
+class JobCheckpoint(Answer):
     """OpenAI's `fine_tuning.job.checkpoint`."""
 
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
@@ -201,7 +201,7 @@ class JobList(Page):
     data: list[FineTuningJob]
 
 
-class JobPage(BaseModel):
+class JobPage(Answer):
     """The first frame of a stream of jobs."""
 
     data: list[FineTuningJob]
@@ -220,7 +220,7 @@ class CheckpointList(EdgedPage):
     data: list[JobCheckpoint]
 
 
-class Attempt(BaseModel):
+class Attempt(Answer):
     """One claim of a job by a worker."""
 
     number: int
@@ -231,7 +231,7 @@ class Attempt(BaseModel):
     detail: str | None
 
 
-class MetricPoint(BaseModel):
+class MetricPoint(Answer):
     """The figures of one step, as a stream brings them: the names are those of the columns in `JobMetrics`."""
 
     object: Literal["fine_tuning.job.metrics.point"] = "fine_tuning.job.metrics.point"
@@ -254,7 +254,7 @@ class MetricPoint(BaseModel):
     peak_bytes: int | None
 
 
-class EvaluationPoint(BaseModel):
+class EvaluationPoint(Answer):
     """An evaluation, as a stream of figures brings it."""
 
     object: Literal["fine_tuning.job.metrics.evaluation"] = "fine_tuning.job.metrics.evaluation"
@@ -267,7 +267,7 @@ class EvaluationPoint(BaseModel):
     choice_accuracy: float | None
 
 
-class JobLogLine(BaseModel):
+class JobLogLine(Answer):
     """A line that an engine of the job printed; `seq` numbers the job's lines from 1."""
 
     object: Literal["fine_tuning.job.log"] = "fine_tuning.job.log"
@@ -284,7 +284,7 @@ class LogList(Page):
     data: list[JobLogLine]
 
 
-class JobMetrics(BaseModel):
+class JobMetrics(Answer):
     """The series of a run as columns of equal length, its evaluations and its attempts."""
 
     object: Literal["fine_tuning.job.metrics"] = "fine_tuning.job.metrics"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from server.schemas.base import Answer
 
 
-class Model(BaseModel):
+class Model(Answer):
     """OpenAI's `model`."""
 
     object: Literal["model"] = "model"
@@ -16,14 +16,14 @@ class Model(BaseModel):
     owned_by: str
 
 
-class ModelList(BaseModel):
+class ModelList(Answer):
     """Every model; never paged."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
-class DeletedModel(BaseModel):
+class DeletedModel(Answer):
     """The answer to a model's deletion."""
 
     id: str

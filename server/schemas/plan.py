@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, StringConstraints, model_validator
+from pydantic import StringConstraints, model_validator
 
 from jobs.spec import Choosable, RequestedOptions
-from server.schemas.base import Request
+from server.schemas.base import Answer, Request
 from server.schemas.job_creation import Hyperparameters
 
 
@@ -26,7 +26,7 @@ class PlanRequest(Request):
         return self
 
 
-class PlanPhase(BaseModel):
+class PlanPhase(Answer):
     """The largest moment of a part of a step, beside parameters, optimizer state and buffers."""
 
     name: str
@@ -35,7 +35,7 @@ class PlanPhase(BaseModel):
     transient_bytes: int
 
 
-class Fit(BaseModel):
+class Fit(Answer):
     """Whether a live host can hold the run; what it needs there includes, on a CPU host, the process itself."""
 
     host: str
@@ -44,7 +44,7 @@ class Fit(BaseModel):
     ok: bool
 
 
-class Plan(BaseModel):
+class Plan(Answer):
     """The memory of a run, by plan. Gradients, activations and transients are each one's own largest value."""
 
     object: Literal["plan"] = "plan"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from server.schemas.base import Answer
 
 # Of events some 600 bytes each; OpenAI documents no upper limit.
 _MAX_PAGE = 1000
@@ -14,7 +16,7 @@ _MAX_PAGE = 1000
 _MAX_STEP = 10**9
 
 
-class JobsQuery(BaseModel):
+class JobsQuery(Answer):
     """The query of a list of jobs. `metadata[key]` is read beside it."""
 
     limit: int = Field(default=20, ge=1, le=100)
@@ -24,7 +26,7 @@ class JobsQuery(BaseModel):
     project_id: str | None = None
 
 
-class _FeedQuery(BaseModel):
+class _FeedQuery(Answer):
     """What every query has that may ask for a stream."""
 
     after: str | None = None
@@ -46,7 +48,7 @@ class LogsQuery(_FeedQuery):
     limit: int = Field(default=100, ge=1, le=_MAX_PAGE)
 
 
-class CheckpointsQuery(BaseModel):
+class CheckpointsQuery(Answer):
     """The query of a job's checkpoints."""
 
     limit: int = Field(default=10, ge=1, le=_MAX_PAGE)
@@ -61,13 +63,13 @@ class MetricsQuery(_FeedQuery):
     last_step: int | None = Field(default=None, ge=0, le=_MAX_STEP)
 
 
-class QueueQuery(BaseModel):
+class QueueQuery(Answer):
     """The query of the queue."""
 
     limit: int = Field(default=100, ge=1, le=_MAX_PAGE)
 
 
-class FilesQuery(BaseModel):
+class FilesQuery(Answer):
     """The query of a list of files."""
 
     limit: int = Field(default=10_000, ge=1, le=10_000)
@@ -77,14 +79,14 @@ class FilesQuery(BaseModel):
     project_id: str | None = None
 
 
-class WebhooksQuery(BaseModel):
+class WebhooksQuery(Answer):
     """The query of a list of webhook endpoints."""
 
     limit: int = Field(default=20, ge=1, le=100)
     after: str | None = None
 
 
-class ExportQuery(BaseModel):
+class ExportQuery(Answer):
     """The query of a model's export."""
 
     format: Literal["tar"] = "tar"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
-
-from server.schemas.base import Page
+from server.schemas.base import Answer, Page
 
 
-class QueuedJob(BaseModel):
+class QueuedJob(Answer):
     """A queued job of the caller's and its place."""
 
     object: Literal["queue.job"] = "queue.job"

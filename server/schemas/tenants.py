@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from jobs.key_admin import DEFAULT_GRACE_S
-from server.schemas.base import EdgedPage, Request
+from server.schemas.base import Answer, EdgedPage, Request
 
 Name = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")
@@ -47,7 +47,7 @@ class UpdateOrganization(Request):
     quotas: Quotas = Quotas()
 
 
-class Organization(BaseModel):
+class Organization(Answer):
     """An organization, as whoever runs the service sees it."""
 
     object: Literal["organization"] = "organization"
@@ -63,7 +63,7 @@ class OrganizationList(EdgedPage):
     data: list[Organization]
 
 
-class Deleted(BaseModel):
+class Deleted(Answer):
     """The answer to a deletion."""
 
     object: str
@@ -77,7 +77,7 @@ class NameProject(Request):
     name: Name
 
 
-class Project(BaseModel):
+class Project(Answer):
     """OpenAI's `organization.project`; `is_default` is ours."""
 
     object: Literal["organization.project"] = "organization.project"
@@ -125,7 +125,7 @@ class RotateKey(Request):
     """How long the secret before is still taken."""
 
 
-class Key(BaseModel):
+class Key(Answer):
     """OpenAI's `organization.project.api_key` and `organization.admin_api_key`; `project_id`, `scopes` and
     `previous_expires_at` are ours."""
 
@@ -156,7 +156,7 @@ class KeyList(EdgedPage):
     data: list[Key]
 
 
-class Used(BaseModel):
+class Used(Answer):
     """How much of something is used, and may be; null: no limit."""
 
     used: float
@@ -172,7 +172,7 @@ class UsedBytes(Used):
     checkpoints: int
 
 
-class Usage(BaseModel):
+class Usage(Answer):
     """What an organization uses now."""
 
     object: Literal["organization.usage"] = "organization.usage"
@@ -185,7 +185,7 @@ class Usage(BaseModel):
     max_priority: int | None
 
 
-class TenantsQuery(BaseModel):
+class TenantsQuery(Answer):
     """The query of a list of organizations, projects or keys."""
 
     limit: int = Field(default=20, ge=1, le=100)

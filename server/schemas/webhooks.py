@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import httpx
-from pydantic import AfterValidator, BaseModel, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
-from server.schemas.base import EdgedPage, Request
+from server.schemas.base import Answer, EdgedPage, Request
 
 # The longest that every browser and proxy takes.
 _MAX_URL_CHARS = 2000
@@ -63,7 +63,7 @@ class SendTest(Request):
     event_type: EventType
 
 
-class WebhookEndpoint(BaseModel):
+class WebhookEndpoint(Answer):
     """OpenAI's `webhook_endpoint`."""
 
     object: Literal["webhook_endpoint"] = "webhook_endpoint"
@@ -89,7 +89,7 @@ class WebhookEndpointList(EdgedPage):
     data: list[WebhookEndpoint]
 
 
-class DeletedWebhookEndpoint(BaseModel):
+class DeletedWebhookEndpoint(Answer):
     """The answer to the deletion of an endpoint."""
 
     object: Literal["webhook_endpoint.deleted"] = "webhook_endpoint.deleted"
@@ -97,7 +97,7 @@ class DeletedWebhookEndpoint(BaseModel):
     deleted: Literal[True] = True
 
 
-class WebhookTestResult(BaseModel):
+class WebhookTestResult(Answer):
     """What the receiver answered to a test."""
 
     object: Literal["webhook_endpoint.test"] = "webhook_endpoint.test"
@@ -107,7 +107,7 @@ class WebhookTestResult(BaseModel):
     webhook_endpoint_id: str
 
 
-class WebhookEventTypeList(BaseModel):
+class WebhookEventTypeList(Answer):
     """The types of events that there are."""
 
     object: Literal["list"] = "list"

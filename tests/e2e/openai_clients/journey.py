@@ -136,6 +136,55 @@ class Journey:
         assert first.id == second.id
         self.client.fine_tuning.jobs.cancel(first.id)
 
+    def pause_job(self) -> None:
+        """A running job that is paused, goes on and is cancelled; a pause of one that has ended is refused."""
+        job = self._create(method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50}}})
+        self._wait(job.id, {"running"})
+        # The status is none of the client's own enumeration.
+        lenient = openai.OpenAI(max_retries=0).fine_tuning.jobs
+        lenient.pause(job.id)
+        assert self._wait(job.id, {"paused"}).status == "paused"
+        assert lenient.resume(job.id).status == "queued"
+        lenient.cancel(job.id)
+        assert self._wait(job.id, ENDED).status == "cancelled"
+        expect(openai.BadRequestError, lambda: lenient.pause(job.id))
+
+    def tune_further(self) -> None:
+        """A checkpoint as the base of the next job, which the list of models then knows, and which is deleted."""
+        (checkpoint, *_) = self.client.fine_tuning.jobs.checkpoints.list(self.job.id)
+        again = self.client.fine_tuning.jobs.create(
+            model=checkpoint.fine_tuned_model_checkpoint,
+            training_file=self.file_id,
+            method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1}}},
+        )
+        made = self._wait(again.id, ENDED)
+        assert made.status == "succeeded", made.error
+        assert self.client.models.delete(made.fine_tuned_model).deleted
+        expect(openai.NotFoundError, lambda: self.client.models.retrieve(made.fine_tuned_model))
+
+    def chat(self) -> None:
+        """The tuned model answers, whole and as it writes: the same, where nothing is left to chance."""
+        question: Any = {
+            "model": self.job.fine_tuned_model,
+            "messages": [{"role": "user", "content": "what goes with sun?"}],
+            "temperature": 0,
+            "max_tokens": 8,
+        }
+        whole = self.client.chat.completions.create(**question)
+        assert whole.choices[0].finish_reason in {"stop", "length"}
+        assert whole.usage is not None
+        assert 0 < whole.usage.completion_tokens <= 8
+        chunks = list(
+            self.client.chat.completions.create(**question, stream=True, stream_options={"include_usage": True})
+        )
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == whole.choices[0].message.content
+        assert chunks[-1].usage == whole.usage
+        error = expect(
+            openai.NotFoundError, lambda: self.client.chat.completions.create(**question | {"model": "none"})
+        )
+        assert error.code == "model_not_found", error
+
     def webhooks(self) -> None:
         """An endpoint's life, by clients that know endpoints; and each refuses what is not ours."""
         if hasattr(self.client.webhooks, "create"):
@@ -177,7 +226,19 @@ def expect(kind: type[openai.APIError], call: Any) -> Any:
     raise AssertionError(f"{kind.__name__} was expected, not {answer!r}")
 
 
-LEGS = ("files", "uploads", "models", "refusals", "train_job", "cancel_job", "retried_creation", "webhooks")
+LEGS = (
+    "files",
+    "uploads",
+    "models",
+    "refusals",
+    "train_job",
+    "cancel_job",
+    "retried_creation",
+    "pause_job",
+    "tune_further",
+    "chat",
+    "webhooks",
+)
 
 
 if __name__ == "__main__":
