@@ -278,11 +278,15 @@ class _JobsTopic(_Topic):
         self.changed: set[str] = set()
 
     async def pump(self) -> None:
-        # Cleared after the read has succeeded, so that a failed one is tried again with all of them.
-        job_ids = frozenset(self.changed)
-        for frame in await self.hub.read(partial(self._read, sorted(job_ids))):
+        # A job that changes while it is read is read again; one whose read has failed as well.
+        job_ids, self.changed = self.changed, set()
+        try:
+            frames = await self.hub.read(partial(self._read, sorted(job_ids)))
+        except UNREACHABLE:
+            self.changed |= job_ids
+            raise
+        for frame in frames:
             self.publish(frame)
-        self.changed -= job_ids
         await asyncio.sleep(_JOBS_INTERVAL_S)
 
     def _read(self, job_ids: Sequence[str]) -> list[JobFrame]:

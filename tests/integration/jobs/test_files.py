@@ -63,7 +63,7 @@ def test_a_good_file_is_kept_byte_for_byte(db: Database, tmp_path: Path) -> None
         (b"[" + ROW + b"] []", "something comes after the array's end"),
         (b"[" + ROW, "not valid JSON"),
         (b"[]", "no rows"),
-        (b'[{"a": ' + b"[" * 70 + b"]" * 70 + b"}]", "nested deeper than 64"),
+        (b'[{"a": ' + b"[" * 70 + b"]" * 70 + b"}]", "more than 64 levels"),
         (b'[{"a": "' + b"x" * 2 * file_check.MAX_LINE_BYTES + b'"}]', "longer than 4 MiB"),
         (b"x" * (file_check.MAX_LINE_BYTES * 2), "Line 1 is longer than 4 MiB"),
     ],

@@ -10,7 +10,9 @@ from jobs import keys, submission
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec
 from server import hub, sse
+from server.describe import describe_jobs
 
+from ...conftest import wait_until_true
 from .conftest import Follower, Site
 
 STREAM = "/v1/fine_tuning/jobs?stream=true"
@@ -121,3 +123,26 @@ def test_a_defect_ends_the_streams_and_not_the_server(site: Site, monkeypatch: p
     again.wait_for(lambda: bool(again.frames), "the first page")
     new = site.submit()
     again.wait_for(lambda: bool(frames_of(again, new)), "the new job")
+
+
+def test_a_change_during_the_read_of_a_job_is_sent(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = site.submit()
+    run = site.claim(job_id)
+    run.start()
+    follower = site.follow(f"{STREAM}&limit=1")
+    follower.wait_for(lambda: bool(follower.frames), "the first page")
+    steps = iter((2, 3))
+
+    def read_and_change(*arguments: object, **options: object) -> object:
+        """What is read is what was before the next step, whose notification comes while the reader is not done."""
+        described = describe_jobs(*arguments, **options)  # type: ignore[arg-type]
+        step = next(steps, None)
+        if step is not None:
+            run.step(step)
+            heard = site.server.services.hub._jobs["org-local"].wake
+            wait_until_true(heard.is_set, 10.0, "the notification of the step")
+        return described
+
+    monkeypatch.setattr("server.hub.describe_jobs", read_and_change)
+    run.step(1)
+    follower.wait_for(lambda: any(job["lomo"]["step"] == 3 for job in frames_of(follower, job_id)), "the last step")  # type: ignore[index]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs import reads
+from jobs import reads, series
 from jobs.checkpoint_names import checkpoint_name
 from jobs.spec import JobSpec
 from lomo_core.config import TrainConfig
@@ -138,7 +138,8 @@ def values(bench: Bench, tmp_path: Path, known_shapes: KnownShapes) -> dict[str,
 
 
 def losses(bench: Bench, job_id: str) -> list[tuple[int, float]]:
-    columns = reads.read_metrics(bench.db, organization_id=ORGANIZATION, job_id=job_id, max_points=2000)
+    job = reads.get_job(bench.db, organization_id=ORGANIZATION, job_id=job_id)
+    columns = series.read_metrics(bench.db, job, max_points=2000)
     return list(zip(columns["step"], columns["loss"], strict=True))
 
 
