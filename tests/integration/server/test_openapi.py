@@ -15,7 +15,7 @@ from server.scopes import PUBLIC
 
 from .conftest import Site
 
-EXAMPLES = 12  # per route; some 50 routes take half a minute
+EXAMPLES = 6  # of each kind and route; some 50 routes take 20 s
 TIMEOUT_S = 20.0
 # Answers that only a server in trouble gives, and that are described.
 DECLARED = {503, 507}
