@@ -126,7 +126,6 @@ STRANGE_ADDRESSES = [
     "//v1/files",
     "/v1/embeddings",
     "/docs",
-    "/openapi.json",
 ]
 
 

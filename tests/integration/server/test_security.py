@@ -39,7 +39,7 @@ def test_every_route_without_a_key(site: Site, credential: dict[str, str]) -> No
                 assert response.json()["error"]["code"] == "invalid_api_key"
             elif response.status_code not in {401, 405}:
                 open_routes.append(f"{method} {path}")
-    assert sorted(open_routes) == ["GET /", "GET /healthz", "GET /login", "GET /readyz"]
+    assert sorted(open_routes) == ["GET /", "GET /healthz", "GET /login", "GET /openapi.json", "GET /readyz"]
 
 
 def test_another_organization_sees_nothing(site: Site) -> None:
