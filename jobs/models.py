@@ -347,13 +347,9 @@ class LogLine(Base):
     text: Mapped[str]
 
 
-class Metric(Base):
-    """The figures of one step, typed; a repeated step (after a resume) replaces the earlier one."""
+class StepFigures:
+    """What is measured at a step: the columns of a step's row, and of a row for several."""
 
-    __tablename__ = "metrics"
-
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
-    step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     attempt: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[datetime]
     epoch: Mapped[float]
@@ -371,7 +367,16 @@ class Metric(Base):
     peak_bytes: Mapped[int] = mapped_column(BigInteger)
 
 
-class MetricSpan(Base):
+class Metric(StepFigures, Base):
+    """The figures of one step, typed; a repeated step (after a resume) replaces the earlier one."""
+
+    __tablename__ = "metrics"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+
+
+class MetricSpan(StepFigures, Base):
     """The figures of `span` consecutive steps in one row, for charts: the last one's, and extremes."""
 
     __tablename__ = "metric_spans"
@@ -381,23 +386,8 @@ class MetricSpan(Base):
     number: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     """0 for steps 1 to `span`."""
     step: Mapped[int] = mapped_column(BigInteger)
-    attempt: Mapped[int] = mapped_column(Integer)
-    created_at: Mapped[datetime]
-    epoch: Mapped[float]
-    loss: Mapped[float | None]
     loss_min: Mapped[float | None]
     loss_max: Mapped[float | None]
-    mean_token_accuracy: Mapped[float | None]
-    learning_rate: Mapped[float]
-    grad_norm: Mapped[float | None]
-    tokens_per_s: Mapped[float]
-    step_s: Mapped[float]
-    parameters_bytes: Mapped[int] = mapped_column(BigInteger)
-    gradients_bytes: Mapped[int] = mapped_column(BigInteger)
-    optimizer_bytes: Mapped[int] = mapped_column(BigInteger)
-    activations_bytes: Mapped[int] = mapped_column(BigInteger)
-    other_bytes: Mapped[int] = mapped_column(BigInteger)
-    peak_bytes: Mapped[int] = mapped_column(BigInteger)
 
 
 class Evaluation(Base):

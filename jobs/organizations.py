@@ -18,6 +18,7 @@ from jobs.errors import InvalidStateError, NotFoundError
 from jobs.ids import new_organization_id, new_project_id
 from jobs.models import ApiKey, File, Job, Organization, Project, TunedModel, Upload
 from jobs.reads import Page
+from jobs.webhook_models import WebhookEndpoint
 
 DEFAULT_ORGANIZATION = "org-local"
 """The organization that runs the service: it was there first, and its administrators manage the others."""
@@ -67,7 +68,7 @@ def update_organization(db: Database, organization_id: str, values: Mapping[str,
 
 
 def delete_organization(db: Database, organization_id: str) -> None:
-    """Remove an organization that owns nothing, with its keys and projects.
+    """Remove an organization that owns nothing, with its keys, projects and webhooks.
 
     Raises:
         NotFoundError: there is no such organization.
@@ -79,7 +80,7 @@ def delete_organization(db: Database, organization_id: str) -> None:
         _existing(session, organization_id, lock=True)
         _refuse_owner(session, organization_id)
         # Its keys first: they name its projects. Both wait for whoever is just making something by them.
-        for owned in (ApiKey, Project):
+        for owned in (ApiKey, Project, WebhookEndpoint):
             session.execute(delete(owned).where(owned.organization_id == organization_id))
         _refuse_owner(session, organization_id)
         session.execute(delete(Organization).where(Organization.id == organization_id))

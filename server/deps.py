@@ -157,7 +157,7 @@ async def read_creation(request: Request, caller: Caller) -> Creation:
     return Creation(_validate(schemas.CreateJob, body), identity)
 
 
-@describes(schemas.CreateJob, required=False)
+@describes(schemas.CreateJob, partial=True)
 async def read_clone(job_id: str, request: Request, caller: Caller, services: ServicesDep) -> Creation:
     """The creation that a clone amounts to: the other job's, with the options of the body over it; see `read_creation`.
 

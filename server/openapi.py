@@ -75,11 +75,11 @@ _ERROR = {
 }
 
 
-def describes(schema: type[BaseModel], *, required: bool = True) -> Callable[[F], F]:
-    """Mark a dependency as the reader of a JSON body of this schema."""
+def describes(schema: type[BaseModel], *, partial: bool = False) -> Callable[[F], F]:
+    """Mark a dependency as the reader of a JSON body of this schema; `partial`: of any of its fields, or none."""
 
     def mark(function: F) -> F:
-        setattr(function, _BODY, {"schema": schema, "required": required})
+        setattr(function, _BODY, {"schema": schema, "partial": partial})
         return function
 
     return mark
@@ -89,7 +89,7 @@ def describes_form(**properties: dict[str, Any]) -> Callable[[F], F]:
     """Mark a dependency as the reader of a multipart form with these fields, all required."""
 
     def mark(function: F) -> F:
-        setattr(function, _BODY, {"form": properties, "required": True})
+        setattr(function, _BODY, {"form": properties})
         return function
 
     return mark
@@ -107,7 +107,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     schemas.update(definitions.get("$defs", {}))
     for route, body in bodies:
         for operation in _operations(document, route):
-            operation["requestBody"] = _request_body(body, names)
+            operation["requestBody"] = _request_body(body, names, schemas)
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for route in routes:
         for method, operation in zip(sorted(route.methods or ()), _operations(document, route), strict=False):
@@ -128,15 +128,23 @@ def _operations(document: dict[str, Any], route: APIRoute) -> list[dict[str, Any
     return [path[method.lower()] for method in sorted(route.methods or ()) if method.lower() in path]
 
 
-def _request_body(body: dict[str, Any], names: dict[tuple[Any, Any], dict[str, Any]]) -> dict[str, Any]:
+def _request_body(
+    body: dict[str, Any], names: dict[tuple[Any, Any], dict[str, Any]], schemas: dict[str, Any]
+) -> dict[str, Any]:
     if "form" in body:
         form = {"type": "object", "required": sorted(body["form"]), "properties": body["form"]}
         return {"required": True, "content": {"multipart/form-data": {"schema": form}}}
-    content: dict[str, Any] = {"schema": names[body["schema"], "validation"]}
-    example = _EXAMPLES.get(body["schema"].__name__)
-    if example is not None:
-        content["example"] = example
-    return {"required": body["required"], "content": {"application/json": content}}
+    reference = names[body["schema"], "validation"]
+    name = reference["$ref"].rpartition("/")[2]
+    if body["partial"]:
+        whole = schemas[name]
+        content = {"schema": {key: value for key, value in whole.items() if key != "required"}}
+        return {"required": False, "content": {"application/json": content}}
+    content = {"schema": reference}
+    if name in _EXAMPLES:
+        content["example"] = _EXAMPLES[name]
+    # Without a body it is an empty object (`deps.json_body`), which suffices where no field has to be there.
+    return {"required": bool(schemas[name].get("required")), "content": {"application/json": content}}
 
 
 def _finish(operation: dict[str, Any], method: str, path: str) -> None:

@@ -107,6 +107,7 @@ class WebhookDelivery:
         self.sender = WebhookSender(allow_private=settings.webhook_private_addresses)
         self._db = db
         self._task: asyncio.Task[None] | None = None
+        self._sending: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Begin, on the running event loop."""
@@ -114,27 +115,39 @@ class WebhookDelivery:
 
     async def close(self) -> None:
         """Stop. What was being sent is sent again later."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [*self._sending, *([self._task] if self._task is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self) -> None:
         forgot_at = -_FORGET_EVERY_S
         while True:
+            num_free = _MAX_AT_ONCE - len(self._sending)
+            taken: list[Due] = []
             try:
                 if time.monotonic() - forgot_at >= _FORGET_EVERY_S:
                     forgot_at = time.monotonic()
                     await run_in_threadpool(webhooks.forget_old, self._db)
-                taken = await run_in_threadpool(webhooks.take_due, self._db, limit=_MAX_AT_ONCE)
-                await asyncio.gather(*(self._deliver(due) for due in taken))
+                if num_free:
+                    taken = await run_in_threadpool(webhooks.take_due, self._db, limit=num_free)
             except UNREACHABLE as error:
-                taken = []
                 log.warning("webhooks_without_database", error=str(error).partition("\n")[0])
             except Exception:
-                taken = []
                 log.exception("webhooks_failed")
-            if len(taken) < _MAX_AT_ONCE:
+            for due in taken:
+                # Each by itself: one receiver that is slow to answer holds up nobody else's message.
+                task = asyncio.create_task(self._deliver(due))
+                self._sending.add(task)
+                task.add_done_callback(self._has_sent)
+            if not num_free or len(taken) < num_free:
                 await asyncio.sleep(_LOOK_EVERY_S)
+
+    def _has_sent(self, task: asyncio.Task[None]) -> None:
+        """What could not be noted down is due again in a minute, as if it had not been sent."""
+        self._sending.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("webhook_not_recorded", exc_info=error)
 
     async def _deliver(self, due: Due) -> None:
         try:

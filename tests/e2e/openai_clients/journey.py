@@ -11,13 +11,15 @@ import hashlib
 import json
 import sys
 import time
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 
-JOB_TIMEOUT_S = 180.0
-POLL_S = 0.2
+SILENCE_S = 60.0  # a stream sends something every 15 s
 ENDED = {"succeeded", "failed", "cancelled"}
 
 
@@ -207,14 +209,19 @@ class Journey:
         return self.client.fine_tuning.jobs.create(model="tiny", training_file=self.file_id, **given)
 
     def _wait(self, job_id: str, statuses: set[str]) -> Any:
-        deadline = time.monotonic() + JOB_TIMEOUT_S
-        while time.monotonic() < deadline:
-            # Only strict where the wire is OpenAI's own: a pause has a status that its enumeration lacks.
-            job = openai.OpenAI(max_retries=0).fine_tuning.jobs.retrieve(job_id)
-            if job.status in statuses:
-                return job
-            time.sleep(POLL_S)
-        raise AssertionError(f"{job_id} is {job.status} after {JOB_TIMEOUT_S:.0f} s, not one of {sorted(statuses)}")
+        """The job once it has, or has had, one of these statuses: its stream of events says so."""
+        base_url = urlsplit(str(self.client.base_url))
+        path = f"{base_url.path.rstrip('/')}/fine_tuning/jobs/{job_id}/events?stream=true"
+        seen: list[str] = []
+        with closing(HTTPConnection(base_url.netloc, timeout=SILENCE_S)) as connection:
+            connection.request("GET", path, headers={"Authorization": f"Bearer {self.client.api_key}"})
+            for line in connection.getresponse():
+                if line.startswith(b"data: {") and (status := (json.loads(line[6:])["data"] or {}).get("status")):
+                    seen.append(status)
+                    if status in statuses:
+                        # Only strict where the wire is OpenAI's own: a pause has a status that its enumeration lacks.
+                        return openai.OpenAI(max_retries=0).fine_tuning.jobs.retrieve(job_id)
+        raise AssertionError(f"{job_id} was {seen} and never one of {sorted(statuses)}")
 
 
 def expect(kind: type[openai.APIError], call: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +17,7 @@ from sqlalchemy import select, text, update
 from jobs import keys, webhooks
 from jobs.webhook_models import WebhookDelivery
 from server.settings import ServerSettings
+from server.webhook_delivery import ATTEMPT_TIMEOUT_S
 
 from ...conftest import WaitUntil, wait_until_true
 from .conftest import Site, running_site
@@ -182,6 +185,27 @@ def test_a_delivery_that_fails_is_tried_again_later_with_the_same_id(
     assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1, "a redirect is not followed"
     assert delivery(inside).delivered_at is not None
     assert delivery(inside).next_attempt_at is None
+
+
+def test_receivers_that_do_not_answer_hold_up_nobody_elses_message(
+    inside: Site, client: openai.OpenAI, receiver: Receiver
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        for number in range(3):
+            client.webhooks.create(name=f"silent{number}", url=url, event_types=ALL)  # type: ignore[arg-type]
+        inside.run().fail()
+        wait_until_true(lambda: _num_tried(inside) == 3, DEADLINE_S, "the silent ones to be tried")
+        client.webhooks.create(name="ops", url=receiver.url, event_types=ALL)  # type: ignore[arg-type]
+        started = time.monotonic()
+        inside.run().fail()
+        receiver.wait(1)
+        assert time.monotonic() - started < ATTEMPT_TIMEOUT_S / 2
+
+
+def _num_tried(site: Site) -> int:
+    with site.db.read() as session:
+        return len(session.scalars(select(WebhookDelivery).where(WebhookDelivery.num_attempts > 0)).all())
 
 
 def test_a_delivery_is_given_up_after_three_days(inside: Site, client: openai.OpenAI, receiver: Receiver) -> None:

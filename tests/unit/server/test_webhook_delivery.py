@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ssl
 import time
+from typing import Any
 
 import httpx
 import openai
 import pytest
+import trustme
 from openai import InvalidWebhookSignatureError, OpenAI
 
 from jobs.webhooks import Due, make_body
@@ -87,6 +90,46 @@ def test_a_name_whose_addresses_are_not_all_public_is_refused(monkeypatch: pytes
 
     with pytest.raises(UndeliverableError, match="not public"):
         asyncio.run(send())
+
+
+@pytest.mark.parametrize(("name", "is_known"), [("hook.test", True), ("other.test", True), ("hook.test", False)])
+def test_over_tls_the_certificate_has_to_be_the_names(
+    monkeypatch: pytest.MonkeyPatch, name: str, is_known: bool
+) -> None:
+    """The connection goes to an address; the name is what the receiver is asked for and has to prove."""
+    authority, stranger = trustme.CA(), trustme.CA()
+    receiver = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("hook.test").configure_cert(receiver)
+    trusted = ssl.create_default_context()
+    (authority if is_known else stranger).configure_trust(trusted)
+    asked: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def send() -> int:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=receiver) as server:
+            port = server.sockets[0].getsockname()[1]
+            resolve = asyncio.get_running_loop().getaddrinfo
+
+            async def find(host: str, *arguments: Any, **options: Any) -> Any:
+                return await resolve("127.0.0.1" if host.endswith(".test") else host, *arguments, **options)
+
+            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", find)
+            sender = WebhookSender(allow_private=True)
+            monkeypatch.setattr(sender, "_tls", trusted)
+            return await sender.send(due(SECRET, url=f"https://{name}:{port}/hook"))
+
+    if name == "hook.test" and is_known:
+        assert asyncio.run(send()) == 204
+        assert asked[0].startswith(b"POST /hook HTTP/1.1\r\nHost: hook.test:")
+    else:
+        with pytest.raises(UndeliverableError, match="no connection"):
+            asyncio.run(send())
+        assert asked == []
 
 
 def test_only_https_and_http_where_it_is_allowed() -> None:
