@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 # What a database that does not answer raises, or answers too late, or has no connection left for the caller.
 UNREACHABLE = (OperationalError, InterfaceError, PoolTimeoutError)
@@ -52,5 +54,11 @@ class Database:
             yield session
 
     def dispose(self) -> None:
-        """Close every connection of the pool."""
+        """Close every connection of the pool; one that a thread still uses is closed when it comes back."""
+        event.listen(self._engine, "checkin", _close_on_return)
         self._engine.dispose()
+
+
+def _close_on_return(_connection: Any, record: ConnectionPoolEntry) -> None:
+    # The engine has a new pool by then, and nothing would ever close what comes back to the old one.
+    record.invalidate()
