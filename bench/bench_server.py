@@ -127,7 +127,9 @@ def running_service() -> Iterator[Service]:
             "LOMO_MAX_STREAMS_PER_KEY": "1000",
             "LOMO_REQUESTS_PER_MINUTE": "10000000",
         }
-        process = subprocess.Popen([sys.executable, "-m", "server"], env=environment, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "server"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         stack.callback(process.wait)
         stack.callback(process.terminate)
         _wait_until_up(port, process)

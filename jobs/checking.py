@@ -179,17 +179,6 @@ def find_file_report(db: Database, file: File) -> tuple[DataCheck, dict[str, Any
     return max(found, key=lambda item: str(item[0].checked_at), default=None)
 
 
-def read_summaries(db: Database, *, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What the checks of jobs found, in figures."""
-    with db.read() as session:
-        rows = session.execute(
-            select(DataCheck.job_id, DataCheck.summary).where(
-                DataCheck.job_id.in_(job_ids), DataCheck.summary.is_not(None)
-            )
-        )
-        return {job_id: summary for job_id, summary in rows if summary is not None}
-
-
 def _newest(session: Session, file_id: str, param: str) -> DataCheck | None:
     column = DataCheck.training_file if param == "training_file" else DataCheck.validation_file
     return session.scalar(

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Select, func, select, text, tuple_
-from sqlalchemy.dialects.postgresql import distinct_on
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from jobs.db import Database
 from jobs.errors import NotFoundError
 from jobs.ids import parse_event_id
 from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Host, Job, ReaperState, TunedModel
 from jobs.planning import Room
-from jobs.series import loss_curves
 from jobs.status import JobStatus
 
 ALIVE_WITHIN_S = 60.0
@@ -146,94 +144,6 @@ def list_evaluations(db: Database, *, job_ids: Sequence[str]) -> Sequence[Evalua
         return session.scalars(
             select(Evaluation).where(Evaluation.job_id.in_(job_ids)).order_by(Evaluation.job_id, Evaluation.step)
         ).all()
-
-
-@dataclass(slots=True)
-class JobDetails:
-    """What belongs to a job and lies in other tables."""
-
-    owner: str | None = None
-    """`<host>/<incarnation>` of the last attempt's worker."""
-    step_s: float | None = None
-    """Seconds per step lately, checkpoints and evaluations included; None where the attempt has made no step."""
-    model_path: str | None = None
-    """The tuned model's folder relative to the data folder."""
-    result_files: list[str] = field(default_factory=list)
-    """Ids of the files that the job made, of those that still exist."""
-    evaluations: list[Evaluation] = field(default_factory=list)
-    """By step: the first and the latest ones."""
-    loss_curve: list[tuple[int, float]] | None = None
-    queue_position: int | None = None
-    """Filled in by whoever asks `queue_order.py`."""
-    hosts: Sequence[HostState] = ()
-    """Every worker host, where they were asked for: the same for all jobs."""
-    max_running_jobs: int | None = None
-    """How many jobs its organization may run at once."""
-    checked: dict[str, Any] | None = None
-    """What the check of its files has found, in figures (`checking.py`)."""
-
-
-# Wall-clock time over the last 50 steps, so that checkpoints and evaluations count and an old speed is forgotten.
-_RECENT_SPEED = text("""
-    SELECT j.id, coalesce(nullif(r.span, 0) / nullif(r.steps, 0), r.mean) FROM jobs j CROSS JOIN LATERAL (
-        SELECT extract(epoch FROM max(created_at) - min(created_at))::double precision AS span,
-            max(step) - min(step) AS steps, avg(step_s) AS mean
-        FROM (SELECT * FROM metrics m WHERE m.job_id = j.id AND m.step <= j.step ORDER BY m.step DESC LIMIT 50) recent
-        WHERE recent.attempt = j.attempt
-    ) r WHERE j.id = ANY(:job_ids) AND j.status = 'running'
-""")
-
-
-def read_details(
-    db: Database, *, job_ids: Sequence[str], num_curve_points: int = 0, with_hosts: bool = False
-) -> dict[str, JobDetails]:
-    """The details of the given jobs, with a loss curve of at most `num_curve_points` where that is not 0, and the hosts
-    where they are asked for."""
-    hosts = list_hosts(db) if with_hosts else []
-    details = {job_id: JobDetails(hosts=hosts) for job_id in job_ids}
-    owners = (
-        select(Attempt.job_id, Attempt.owner)
-        .where(Attempt.job_id.in_(job_ids))
-        .ext(distinct_on(Attempt.job_id))
-        .order_by(Attempt.job_id, Attempt.number.desc())
-    )
-    paths = select(TunedModel.job_id, TunedModel.path).where(TunedModel.job_id.in_(job_ids))
-    results = select(File.job_id, File.id).where(File.job_id.in_(job_ids)).order_by(File.created_at, File.id)
-    with db.read() as session:
-        for job_id, file_id in session.execute(results):
-            assert job_id is not None
-            details[job_id].result_files.append(file_id)
-        for job_id, owner in session.execute(owners):
-            details[job_id].owner = owner
-        for job_id, path in session.execute(paths):
-            details[job_id].model_path = path
-        for job_id, step_s in session.execute(_RECENT_SPEED, {"job_ids": list(job_ids)}):
-            details[job_id].step_s = step_s
-        for evaluation in session.scalars(_some_evaluations(job_ids)):
-            details[evaluation.job_id].evaluations.append(evaluation)
-    if num_curve_points:
-        for job_id, curve in loss_curves(db, job_ids=job_ids, num_points=num_curve_points).items():
-            details[job_id].loss_curve = curve
-    return details
-
-
-def _some_evaluations(job_ids: Sequence[str]) -> Select[Evaluation]:
-    """The first evaluation of each job and the latest 99: a job that evaluates at every step must not swell a list."""
-    numbered = (
-        select(
-            Evaluation,
-            func.row_number().over(partition_by=Evaluation.job_id, order_by=Evaluation.step).label("from_start"),
-            func.row_number().over(partition_by=Evaluation.job_id, order_by=Evaluation.step.desc()).label("from_end"),
-        )
-        .where(Evaluation.job_id.in_(job_ids))
-        .subquery()
-    )
-    some = aliased(Evaluation, numbered)
-    return (
-        select(some)
-        .where((numbered.c.from_start == 1) | (numbered.c.from_end < 100))
-        .order_by(numbered.c.job_id, numbered.c.step)
-    )
 
 
 def get_file(db: Database, *, organization_id: str, file_id: str, param: str = "file_id") -> File:

@@ -59,12 +59,13 @@ class Authenticator:
 
     def find(self, credential: Credential) -> Principal | None:
         """The caller behind a credential, at most REMEMBER_S out of date."""
-        key = _digest(credential)
+        return self.recall(credential) or self.find_fresh(credential)
+
+    def recall(self, credential: Credential) -> Principal | None:
+        """The caller behind a credential that was found to be valid in the last REMEMBER_S; asks nobody."""
         with self._lock:
-            principal, until = self._remembered.get(key, (None, 0.0))
-        if principal is not None and self._clock() < until:
-            return principal
-        return self.find_fresh(credential)
+            principal, until = self._remembered.get(_digest(credential), (None, 0.0))
+        return principal if self._clock() < until else None
 
     def knows(self, credential: Credential) -> bool:
         """Whether a credential was valid not long ago, and may still be: a cheap guess."""

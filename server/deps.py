@@ -37,8 +37,13 @@ _BINARY = {"type": "string", "format": "binary"}
 _RETRY_COUNT = re.compile(r"[0-9]{1,4}")
 
 
-def get_services(request: Request) -> Services:
-    """The parts of this server."""
+async def get_services(request: Request) -> Services:
+    """The parts of this server. Asynchronous, as is `authenticated`, only because FastAPI runs what is not in a thread,
+    which costs more than either does."""
+    return _services_of(request)
+
+
+def _services_of(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
@@ -46,7 +51,7 @@ def get_services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(get_services)]
 
 
-def authenticated(request: Request, services: ServicesDep) -> Principal:
+async def authenticated(request: Request) -> Principal:
     """The caller, who may do what the request asks for. Every route that is not on the public list depends on this.
 
     Raises:
@@ -54,10 +59,12 @@ def authenticated(request: Request, services: ServicesDep) -> Principal:
             browser's request that comes from another site, or where the key lacks the route's scope; 429 for one
             request too many.
     """
-    credential = find_credential(request)
+    services, credential = _services_of(request), find_credential(request)
     if credential is None:
         raise unauthenticated("No API key: send the header `Authorization: Bearer sk-lomo-...`.")
-    principal = identify(request, services, credential)
+    principal = services.authenticator.recall(credential)
+    if principal is None:
+        principal = await run_in_threadpool(identify, request, services, credential)
     if principal is None and credential.kind == "key":
         raise unauthenticated("This API key is not valid: it is mistyped, unknown, expired or revoked.")
     if principal is None:

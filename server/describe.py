@@ -2,7 +2,7 @@
 
 The time that a running job still needs is `seconds per step x steps left`, less the time since its last step but by no
 more than one step: seconds per step is wall-clock time over the last 50 steps of the present attempt
-(`jobs.reads.read_details`), so that evaluations and checkpoints count, and the estimate stands still when the run does.
+(`jobs/job_details.py`), so that evaluations and checkpoints count, and the estimate stands still when the run does.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs import queue_order, reads
-from jobs.checking import read_summaries
 from jobs.checkpoint_names import checkpoint_name
 from jobs.db import Database
 from jobs.ids import event_id, log_line_id
+from jobs.job_details import JobDetails, get_detailed_job, read_details
 from jobs.models import (
     Attempt,
     Checkpoint,
@@ -30,7 +30,8 @@ from jobs.models import (
 )
 from jobs.planning import gib
 from jobs.quotas import running_limits
-from jobs.reads import HostState, JobDetails
+from jobs.reads import HostState
+from jobs.series import loss_curves
 from jobs.settings import JobsSettings
 from jobs.spec import ForeignSpec, JobSpec, read_stored
 from jobs.status import JobStatus, UploadStatus
@@ -45,21 +46,38 @@ def describe_jobs(
     db: Database, settings: JobsSettings, jobs: Sequence[Job], *, with_curve: bool = False
 ) -> list[schemas.FineTuningJob]:
     """Jobs as the API shows them, in the given order."""
-    queued = [job.id for job in jobs if job.status == JobStatus.QUEUED]
-    details = reads.read_details(
-        db,
-        job_ids=[job.id for job in jobs],
-        num_curve_points=NUM_CURVE_POINTS if with_curve else 0,
-        with_hosts=bool(queued),
-    )
-    for job_id, position in queue_order.read_positions(db, job_ids=queued).items():
-        details[job_id].queue_position = position
-    limits = running_limits(db, {job.organization_id for job in jobs}) if queued else {}
-    checks = read_summaries(db, job_ids=[job.id for job in jobs])
-    for job in jobs:
-        details[job.id].max_running_jobs = limits.get(job.organization_id)
-        details[job.id].checked = checks.get(job.id)
-    return [_job(job, details[job.id], settings) for job in jobs]
+    # One that is deleted at this moment has none.
+    details = {job.id: JobDetails() for job in jobs} | read_details(db, job_ids=[job.id for job in jobs])
+    if with_curve:
+        curves = loss_curves(db, job_ids=list(details), num_points=NUM_CURVE_POINTS)
+        for job_id, curve in curves.items():
+            details[job_id].loss_curve = curve
+    return _describe(db, settings, [(job, details[job.id]) for job in jobs])
+
+
+def describe_job(db: Database, settings: JobsSettings, *, organization_id: str, job_id: str) -> schemas.FineTuningJob:
+    """One job as the API shows it.
+
+    Raises:
+        NotFoundError: no such job of this organization.
+    """
+    found = get_detailed_job(db, organization_id=organization_id, job_id=job_id)
+    return _describe(db, settings, [found])[0]
+
+
+def _describe(
+    db: Database, settings: JobsSettings, found: Sequence[tuple[Job, JobDetails]]
+) -> list[schemas.FineTuningJob]:
+    queued = [job.id for job, _ in found if job.status == JobStatus.QUEUED]
+    if queued:
+        positions = queue_order.read_positions(db, job_ids=queued)
+        limits = running_limits(db, {job.organization_id for job, _ in found})
+        hosts = reads.list_hosts(db)
+        for job, details in found:
+            details.queue_position = positions.get(job.id)
+            details.max_running_jobs = limits.get(job.organization_id)
+            details.hosts = hosts
+    return [_job(job, details, settings) for job, details in found]
 
 
 def describe_webhook(endpoint: WebhookEndpoint) -> schemas.WebhookEndpoint:

@@ -6,6 +6,7 @@ import socket
 
 import uvicorn
 
+from server.http_protocol import BoundedHttpProtocol
 from server.main import create_app
 from server.services import Services
 from server.settings import ServerSettings
@@ -22,6 +23,7 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.server_host,
                 port=settings.server_port,
+                http=BoundedHttpProtocol,
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -31,13 +31,14 @@ from server.schemas import JobPage
 
 T = TypeVar("T")
 
-# Proxies give up on a silent connection after 60 s at the earliest; 15 s also tells a client in time.
-_COMMENT_PING = (b": ping\n\n", 15.0)
+# Proxies give up on a silent connection after 60 s at the earliest; 15 s also tells a client in time. No empty line
+# follows, here and after _RETRY: the official client takes it for an event without data, and fails.
+_COMMENT_PING = (b": ping\n", 15.0)
 # A comment is invisible to a page, and the dashboard marks its data as old after 10 s without a message.
 _EVENT_PING = (b"event: ping\ndata: {}\n\n", 5.0)
 _DONE = b"data: [DONE]\n\n"
 # How long a browser waits before it connects again, in milliseconds.
-_RETRY = b"retry: 3000\n\n"
+_RETRY = b"retry: 3000\n"
 
 log = structlog.get_logger(__name__)
 

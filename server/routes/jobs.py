@@ -19,7 +19,7 @@ from jobs.spec import JobSpec
 from lomo_core.errors import UnforeseenModelError
 from server import schemas
 from server.deps import Caller, CloneDep, CreationDep, ServicesDep, authenticated, get_watcher
-from server.describe import describe_jobs
+from server.describe import describe_job, describe_jobs
 from server.services import Services
 from server.sse import EventStreamResponse, stream_jobs
 
@@ -74,11 +74,12 @@ def list_jobs(
     return schemas.JobList(data=data, has_more=page.has_more)
 
 
-@router.get("/{job_id}")
-def get_job(job_id: str, caller: Caller, services: ServicesDep) -> schemas.FineTuningJob:
-    """One job."""
-    job = reads.get_job(services.db, organization_id=caller.organization_id, job_id=job_id)
-    return describe_jobs(services.db, services.settings, [job])[0]
+@router.get("/{job_id}", response_model=schemas.FineTuningJob)
+def get_job(job_id: str, caller: Caller, services: ServicesDep) -> Response:
+    """One job. It is what clients ask for most often, and so is written out here: FastAPI would check it once more, and
+    do so in another thread."""
+    job = describe_job(services.db, services.settings, organization_id=caller.organization_id, job_id=job_id)
+    return Response(job.model_dump_json(), media_type="application/json")
 
 
 @router.post("/{job_id}/cancel")

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from jobs import queue_order, reads
+from jobs.job_details import read_details
 from server import schemas
 from server.deps import Caller, ServicesDep, authenticated
 from server.describe import describe_queued, eta_s
@@ -21,7 +22,7 @@ def get_queue(caller: Caller, services: ServicesDep, query: Annotated[schemas.Qu
     db = services.db
     places = queue_order.read_places(db)
     running = queue_order.list_running(db)
-    details = reads.read_details(db, job_ids=[job.id for job in running])
+    details = read_details(db, job_ids=[job.id for job in running])
     now = datetime.now(UTC)
     left_s = {job.id: eta_s(job, step_s=details[job.id].step_s, now=now) for job in running}
     hosts = reads.list_hosts(db)

@@ -12,6 +12,7 @@ from jobs import checking, lifecycle, reads, submission
 from jobs.checking import CheckClaim
 from jobs.db import Database
 from jobs.errors import LeaseLostError, NotFoundError
+from jobs.job_details import read_details
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec
 from jobs.status import JobStatus
@@ -229,5 +230,5 @@ def test_the_time_is_estimated_by_the_speed_of_earlier_jobs(db: Database, submit
             with db.transaction() as session:
                 session.execute(text("UPDATE jobs SET tokens_per_s = 50 WHERE id = :id"), {"id": ids[0]})
             lifecycle.succeed(db, started.lease, model_path="m", weights_sha256="ab", trained_tokens=1)
-    found = checking.read_summaries(db, job_ids=ids)
-    assert [found[job_id]["estimate"]["duration_s"] for job_id in ids] == [None, 2.0]
+    found = read_details(db, job_ids=ids)
+    assert [(found[job_id].checked or {})["estimate"]["duration_s"] for job_id in ids] == [None, 2.0]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from jobs import files, lifecycle, reads, step_metrics
+from jobs import files, job_details, lifecycle, reads, step_metrics
 from jobs.db import Database
 from jobs.errors import LeaseLostError
 from jobs.lifecycle import Claim
@@ -121,13 +121,13 @@ def test_it_is_a_file_of_the_organization_and_of_the_job(db: Database, claimed: 
     [file] = reads.list_files(db, organization_id=ORGANIZATION, limit=10, purpose="fine-tune-results").items
     assert (file.filename, file.num_bytes, file.sha256) == ("step_metrics.csv", result.num_bytes, result.sha256)
     other = submit(db).id
-    details = reads.read_details(db, job_ids=[other, job_id])
+    details = job_details.read_details(db, job_ids=[other, job_id])
     assert (details[job_id].result_files, details[other].result_files) == ([file.id], [])
     path = files.stored_path(file, data_dir=tmp_path)
     assert path.read_text().count("\n") == 5
     files.delete_file(db, file, data_dir=tmp_path)
     assert not path.exists()
-    assert reads.read_details(db, job_ids=[job_id])[job_id].result_files == []
+    assert job_details.read_details(db, job_ids=[job_id])[job_id].result_files == []
 
 
 def test_who_has_lost_the_lease_publishes_nothing(db: Database, claimed: Claim, tmp_path: Path) -> None:

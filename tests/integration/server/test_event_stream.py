@@ -99,7 +99,7 @@ def test_accept_header_asks_for_a_stream_and_the_parameter_wins(site: Site) -> N
     response = accepting.get(f"/v1/fine_tuning/jobs/{job_id}/events")
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.headers["x-accel-buffering"] == "no"
-    assert response.text.startswith("retry: 3000\n\nid: 1\nevent: message\ndata: {")
+    assert response.text.startswith("retry: 3000\nid: 1\nevent: message\ndata: {")
     assert response.text.endswith("\n\ndata: [DONE]\n\n")
     listed = accepting.get(f"/v1/fine_tuning/jobs/{job_id}/events?stream=false")
     assert listed.json()["object"] == "list"

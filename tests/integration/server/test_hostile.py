@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
 import socket
 from urllib.parse import urlsplit
 
@@ -241,6 +243,26 @@ def test_ranges_of_a_file_are_bounded(site: Site) -> None:
     ranges = "bytes=" + ",".join(f"{number}-{number}" for number in range(5_000))
     response = site.client().get(f"/v1/files/{file_id}/content", headers={"Range": ranges})
     assert response.status_code < 500
+
+
+@pytest.mark.parametrize("header", [b"a", b"a: b\r\n"], ids=["one without end", "many"])
+def test_a_head_without_end_is_cut_off(site: Site, header: bytes) -> None:
+    parts = urlsplit(site.url)
+    with socket.create_connection((parts.hostname, parts.port)) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n")
+        reply, sent = b"", 0
+        with contextlib.suppress(ConnectionError):  # it may hang up while we send
+            while sent < 4 * MIB and not select.select([connection], [], [], 0)[0]:
+                sent += connection.send(header * 4096)
+            reply = connection.recv(4096)
+    assert sent < 4 * MIB
+    assert reply.startswith(b"HTTP/1.1 400 ") or not reply
+
+
+def test_a_head_is_counted_anew_for_each_request(site: Site) -> None:
+    client = site.client()
+    for _ in range(8):
+        assert client.get("/v1/models", headers={"X-Long": "a" * 20_000}).status_code == 200
 
 
 def test_announced_body_too_large(site: Site) -> None:

@@ -53,7 +53,7 @@ def test_requests_are_counted_by_route_and_not_by_address(site: Site) -> None:
     for name in ("ftjob-1", "ftjob-2"):
         assert client.get(f"/v1/fine_tuning/jobs/{name}").status_code == 404
     assert client.get("/no/such/page").status_code == 404
-    assert client.request("BREW", "/v1/models").status_code == 405
+    assert client.request("PROPFIND", "/v1/models").status_code == 405
     assert site.client(key="").get("/v1/models").status_code == 401
     found = scrape(site)
     route = "/v1/fine_tuning/jobs/{job_id}"

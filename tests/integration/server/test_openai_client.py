@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from openai.types.fine_tuning import FineTuningJob
+from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
 from jobs import lifecycle
 from lomo_core import events as engine
+from server import sse
 
 from .conftest import MODEL, TRAIN_ROW, Site, make_model
 
@@ -100,6 +101,25 @@ def test_a_failed_job_tells_why(site: Site, client: openai.OpenAI) -> None:
     assert job.status == "failed"
     assert job.error is not None
     assert (job.error.code, job.error.message, job.error.param) == ("diverged", "The loss is not finite.", None)
+
+
+def test_the_clients_own_reader_follows_a_job(
+    site: Site, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the comments that keep the connection alive, which it can take for events without data."""
+    monkeypatch.setattr(sse, "_COMMENT_PING", (sse._COMMENT_PING[0], 0.01))
+    run = site.run()
+    path = f"/fine_tuning/jobs/{run.job_id}/events?stream=true"
+    stream = client.get(path, cast_to=object, stream=True, stream_cls=openai.Stream[FineTuningJobEvent])
+    seen = [next(stream)]
+    with site.client().stream("GET", f"/v1{path}&after={seen[0].id}") as other:
+        next(line for line in other.iter_lines() if line == ": ping")
+    run.start()
+    run.step(1)
+    run.succeed()
+    seen += stream
+    assert [event.seq for event in seen] == list(range(1, len(seen) + 1))  # type: ignore[attr-defined]
+    assert (seen[-1].data or {})["status"] == "succeeded"  # type: ignore[index]
 
 
 def test_pages_of_jobs(site: Site, client: openai.OpenAI) -> None:

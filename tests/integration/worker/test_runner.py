@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text, update
 
-from jobs import eventlog, files, lifecycle, migrate, reads, uploads
+from jobs import eventlog, files, job_details, lifecycle, migrate, reads, uploads
 from jobs.db import Database
 from jobs.models import Job
 from jobs.run_config import RUN_CONFIG_NAME
@@ -360,7 +360,7 @@ def test_a_model_that_a_dead_worker_did_not_publish_is_taken(bench: Any) -> None
 
 def read_result_file(bench: Any, job_id: str) -> str:
     """The text of a job's only result file."""
-    [file_id] = reads.read_details(bench.db, job_ids=[job_id])[job_id].result_files
+    [file_id] = job_details.read_details(bench.db, job_ids=[job_id])[job_id].result_files
     file = reads.get_file(bench.db, organization_id=bench.job(job_id).organization_id, file_id=file_id)
     return files.stored_path(file, data_dir=bench.settings.data_dir).read_text(encoding="utf-8")
 
@@ -374,7 +374,7 @@ def test_a_disk_that_is_full_costs_the_result_file_and_not_the_model(
     bench.node().work()
     job = bench.job(job_id)
     assert (job.status, job.fine_tuned_model is None) == ("succeeded", False)
-    assert reads.read_details(bench.db, job_ids=[job_id])[job_id].result_files == []
+    assert job_details.read_details(bench.db, job_ids=[job_id])[job_id].result_files == []
     [warning] = [event.message for event in bench.events(job_id) if event.level == "warn"]
     assert "disk is full" in warning
     assert "step_metrics.csv" in warning
