@@ -107,7 +107,7 @@ class Architecture:
                 is_tied=bool(config.get("tie_word_embeddings", False)),
                 rope=_read_rope(config),
             )
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
             raise ModelError(f"its config.json lacks a number, or has a wrong one: {error}", param="model") from error
 
     def describe(self, pairs: Pairs) -> None:

@@ -80,6 +80,9 @@ class GgufModel:
                 _describe(folder, architecture, self._tensors, config=facts.config, name=name),
                 [tensor.entry for tensor in self._tensors],
             )
+        except struct.error as error:
+            self.close()
+            raise ModelError(f"a number of its configuration is out of range: {error}", param="model") from error
         except BaseException:
             self.close()
             raise

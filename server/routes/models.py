@@ -119,6 +119,10 @@ def _open_gguf(folder: Path, model: str) -> GgufModel:
             code="unsupported_model",
             param="format",
         ) from error
+    except OSError as error:
+        raise NotFoundError(
+            f"The model {model!r} has just been deleted.", code="model_not_found", param="model"
+        ) from error
 
 
 def _is_base(services: Services, model: str) -> bool:
