@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,19 +74,10 @@ class GgufModel:
     def __init__(self, folder: Path, *, name: str) -> None:
         facts = read_model_folder(folder)
         architecture = Architecture.of(facts.config)
-        self._files: list[BinaryIO] = []
-        try:
-            self._tensors = _find_tensors(architecture, self._open(facts.weight_files))
-            self._head = encode_head(
-                _describe(folder, architecture, self._tensors, config=facts.config, name=name),
-                [tensor.entry for tensor in self._tensors],
-            )
-        except struct.error as error:
-            self.close()
-            raise ModelError(f"a number of its configuration is out of range: {error}", param="model") from error
-        except BaseException:
-            self.close()
-            raise
+        with ExitStack() as files:
+            self._tensors = _find_tensors(architecture, _open(facts.weight_files, files))
+            self._head = _make_head(folder, architecture, self._tensors, config=facts.config, name=name)
+            self._files = files.pop_all()
 
     @property
     def num_bytes(self) -> int:
@@ -108,21 +100,7 @@ class GgufModel:
 
     def close(self) -> None:
         """Close the weights."""
-        for file in self._files:
-            file.close()
-
-    def _open(self, paths: tuple[Path, ...]) -> dict[str, _Stored]:
-        """Every tensor of these files, by name."""
-        found = {}
-        for path in paths:
-            header = read_header(path)
-            file = path.open("rb")
-            self._files.append(file)
-            (length,) = struct.unpack("<Q", file.read(8))
-            for name, tensor in header.items():
-                if name != "__metadata__":
-                    found[name] = _stored(file, 8 + length, name, tensor)
-        return found
+        self._files.close()
 
 
 def write_gguf(folder: Path, path: Path) -> None:
@@ -135,9 +113,13 @@ def write_gguf(folder: Path, path: Path) -> None:
         raise ModelError(f"{path} exists already: remove it or name another file", param="out")
     model = GgufModel(folder, name=folder.name)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.writelines(model.chunks())
-    partial.rename(path)
+    try:
+        with partial.open("wb") as file:
+            file.writelines(model.chunks())
+        partial.rename(path)
+    finally:
+        model.close()
+        partial.unlink(missing_ok=True)
 
 
 def interleave(head: bytes, *, num_rows: int) -> bytes:
@@ -165,6 +147,19 @@ def widen(raw: bytes, stored: TensorType, *, heads: int | None = None) -> bytes:
     head_bytes = len(wide) // heads
     parts = (wide[begin : begin + head_bytes] for begin in range(0, len(wide), head_bytes))
     return b"".join(interleave(part, num_rows=head_bytes // 4) for part in parts)
+
+
+def _open(paths: tuple[Path, ...], files: ExitStack) -> dict[str, _Stored]:
+    """Every tensor of these files, by name."""
+    found = {}
+    for path in paths:
+        header = read_header(path)
+        file = files.enter_context(path.open("rb"))
+        (length,) = struct.unpack("<Q", file.read(8))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                found[name] = _stored(file, 8 + length, name, tensor)
+    return found
 
 
 def _stored(file: BinaryIO, data_offset: int, name: str, tensor: dict[str, Any]) -> _Stored:
@@ -208,19 +203,23 @@ def _match(wanted: WantedTensor, stored: _Stored) -> _Tensor:
     return _Tensor(TensorEntry(wanted.name, wanted.shape, kind), stored, wanted.interleaved_heads)
 
 
-def _describe(
+def _make_head(
     folder: Path, architecture: Architecture, tensors: list[_Tensor], *, config: dict[str, Any], name: str
-) -> Pairs:
+) -> bytes:
+    entries = [tensor.entry for tensor in tensors]
     pairs = Pairs()
-    pairs.text("general.architecture", architecture.name)
-    pairs.text("general.type", "model")
-    pairs.text("general.name", name)
-    architecture.describe(pairs)
-    largest = max((tensor.entry for tensor in tensors), key=lambda entry: entry.num_bytes)
-    pairs.uint32("general.file_type", _FILE_TYPES[largest.type])
-    pairs.uint32("general.quantization_version", _QUANTIZATION_VERSION)
-    describe_vocabulary(folder, pairs, config=config)
-    return pairs
+    try:
+        pairs.text("general.architecture", architecture.name)
+        pairs.text("general.type", "model")
+        pairs.text("general.name", name)
+        architecture.describe(pairs)
+        largest = max(entries, key=lambda entry: entry.num_bytes)
+        pairs.uint32("general.file_type", _FILE_TYPES[largest.type])
+        pairs.uint32("general.quantization_version", _QUANTIZATION_VERSION)
+        describe_vocabulary(folder, pairs, config=config)
+        return encode_head(pairs, entries)
+    except struct.error as error:
+        raise ModelError(f"a number of its configuration is out of range: {error}", param="model") from error
 
 
 def _read(stored: _Stored, num_bytes: int, *, skip: int = 0) -> bytes:
