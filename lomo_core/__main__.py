@@ -1,5 +1,5 @@
 """The engine as a process: `python -m lomo_core train RUN_JSON | check-data CHECK_JSON | preview CHECK_JSON |
-plan | shapes | calibrate | evaluate | inspect | convert | chat`.
+plan | shapes | calibrate | evaluate | inspect | convert | export-gguf | chat`.
 
 Exit codes are those of `errors.py`. A user's error is one line on stderr and a `failed` event, never a traceback; an
 unexpected error leaves its traceback on stderr, which the worker keeps, and exit code 1.
@@ -34,6 +34,7 @@ from lomo_core.data.check_config import CheckConfig
 from lomo_core.death_watch import start_death_watch
 from lomo_core.errors import ConfigError, DiskFullError, EngineError, OutOfMemoryError
 from lomo_core.events import Failed
+from lomo_core.gguf.export import write_gguf
 from lomo_core.journal import Journal
 from lomo_core.memory.plan import Norm, Setting
 from lomo_core.model_folder import read_model_folder
@@ -87,6 +88,7 @@ def _run_command(arguments: argparse.Namespace, environment: MutableMapping[str,
         "preview": lambda: _preview(Path(arguments.check_json)),
         "evaluate": lambda: _evaluate(arguments, environment),
         "convert": lambda: _convert(arguments, environment),
+        "export-gguf": lambda: _export_gguf(arguments),
         "chat": lambda: _chat(Path(arguments.model), environment),
         "plan": lambda: _plan(arguments),
         "shapes": lambda: _shapes(Path(arguments.config)),
@@ -127,6 +129,9 @@ def _parser() -> argparse.ArgumentParser:
     convert = commands.add_parser("convert", help="make a model folder of a GGUF file")
     convert.add_argument("--gguf", required=True, help="the file to read")
     convert.add_argument("--out", required=True, help="the folder to make")
+    export = commands.add_parser("export-gguf", help="make a GGUF file of a model folder")
+    export.add_argument("--model", required=True, help="model folder")
+    export.add_argument("--out", required=True, help="the file to write")
     chat = commands.add_parser("chat", help="answer chats: JSON lines on stdin and stdout")
     chat.add_argument("--model", required=True, help="model folder")
     return parser
@@ -283,6 +288,11 @@ def _inspect(model: Path) -> int:
 def _convert(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
     _set_up_torch(environment)
     importlib.import_module("lomo_core.convert").convert_gguf(Path(arguments.gguf), Path(arguments.out))
+    return 0
+
+
+def _export_gguf(arguments: argparse.Namespace) -> int:
+    write_gguf(Path(arguments.model), Path(arguments.out))
     return 0
 
 

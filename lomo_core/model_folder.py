@@ -64,7 +64,7 @@ def read_model_folder(path: str | Path) -> ModelFolder:
     files = check_model_folder(folder)
     config = _read_json(folder / "config.json")
     tokenizer_config = _read_json(folder / "tokenizer_config.json", required=False)
-    headers = [_read_header(file) for file in files]
+    headers = [read_header(file) for file in files]
     tensors = [tensor for header in headers for name, tensor in header.items() if name != "__metadata__"]
     return ModelFolder(
         path=folder,
@@ -177,8 +177,12 @@ def _refuse_outside(file: Path, folder: Path) -> None:
         raise ModelError(f"{file.name} is a link out of the model folder: copy the file itself there", param="model")
 
 
-def _read_header(file: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file: 8 bytes of length (little endian), then the JSON."""
+def read_header(file: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file: 8 bytes of length (little endian), then the JSON.
+
+    Raises:
+        ModelError: it is none, or the file is shorter than its header says.
+    """
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,14 @@ import typer
 from cli.download import save
 from cli.output import format_age, say, write_fields, write_json, write_table
 from cli.session import Session, with_session
+
+
+class ExportFormat(StrEnum):
+    """What a model is taken away as."""
+
+    TAR = "tar"
+    GGUF = "gguf"
+
 
 app = typer.Typer(no_args_is_help=True, help="Base models and fine-tuned models.")
 
@@ -54,13 +63,18 @@ def delete_model(model: Annotated[str, typer.Argument(help="Its id, like ft:..."
 def export_model(
     model: Annotated[str, typer.Argument(help="A tuned model (ft:...) or a checkpoint.")],
     *,
-    to: Annotated[Path, typer.Option(metavar="PATH", help="The tar to write.")] = Path("model.tar"),
+    form: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.TAR,
+    to: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The file to write.  [default: model.tar or model.gguf]")
+    ] = None,
     session: Session,
 ) -> None:
-    """Download a tuned model as a tar of its Hugging Face folder.
+    """Download a tuned model: as a tar of its Hugging Face folder, or as one GGUF file.
 
-    After `tar xf model.tar`, the folder `model` is what `vllm serve model` takes.
+    After `tar xf model.tar`, the folder `model` is what `vllm serve model` takes; `llama-cli -m model.gguf` takes the
+    GGUF file.
     """
+    path = to or Path(f"model.{form.value}")
     with session.connect() as client:
-        save(client.download(f"/models/{model}/export?format=tar"), to)
-    say(f"Wrote {to}.")
+        save(client.download(f"/models/{model}/export?format={form.value}"), path)
+    say(f"Wrote {path}.")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from jobs import catalog, reads, tuned_models
-from jobs.errors import NotFoundError
+from jobs.errors import InvalidRequestError, NotFoundError
+from lomo_core.errors import ModelError
+from lomo_core.gguf.export import GgufModel
 from server import schemas
 from server.deps import Caller, ServicesDep, authenticated
 from server.describe import describe_model
@@ -33,8 +36,10 @@ def list_models(caller: Caller, services: ServicesDep) -> schemas.ModelList:
 def export_model(
     model: str, caller: Caller, services: ServicesDep, query: Annotated[schemas.ExportQuery, Query()]
 ) -> StreamingResponse:
-    """A tuned model, or a checkpoint, as a tar of a Hugging Face folder."""
-    del query  # one form so far
+    """A tuned model, or a checkpoint, to be used elsewhere: with `format=tar` a tar of its Hugging Face folder, for
+    vLLM and transformers; with `format=gguf` one GGUF file with the weights as they are stored, for llama.cpp (models
+    of the types llama, qwen2 and qwen3).
+    """
     if _is_base(services, model):
         raise forbidden(
             f"{model} is a base model of this server: only tuned models and checkpoints are exported.",
@@ -43,7 +48,11 @@ def export_model(
     folder = catalog.resolve_served_model(
         services.db, services.settings, organization_id=caller.organization_id, name=model
     )
-    return _Download(tuned_models.ModelArchive(folder, name=model))
+    archive = tuned_models.ModelArchive(folder, name=model)
+    if query.format == "tar":
+        return _Download(archive, media_type="application/x-tar", file_name="model.tar")
+    archive.close()  # it was opened to see whether all of the model is here
+    return _Download(_open_gguf(folder, model), media_type="application/octet-stream", file_name="model.gguf")
 
 
 # A name may hold a slash, and clients send it raw.
@@ -71,12 +80,26 @@ def get_model(model: str, caller: Caller, services: ServicesDep) -> schemas.Mode
     raise NotFoundError(message, code="model_not_found", param="model")
 
 
+class _Archive(Protocol):
+    """A file that is made while it is sent."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def chunks(self) -> Iterator[bytes]: ...
+
+    def close(self) -> None: ...
+
+
 class _Download(StreamingResponse):
     """An archive of known length, whose files are closed with the response."""
 
-    def __init__(self, archive: tuned_models.ModelArchive) -> None:
-        headers = {"Content-Length": str(archive.num_bytes), "Content-Disposition": 'attachment; filename="model.tar"'}
-        super().__init__(archive.chunks(), media_type="application/x-tar", headers=headers)
+    def __init__(self, archive: _Archive, *, media_type: str, file_name: str) -> None:
+        headers = {
+            "Content-Length": str(archive.num_bytes),
+            "Content-Disposition": f'attachment; filename="{file_name}"',
+        }
+        super().__init__(archive.chunks(), media_type=media_type, headers=headers)
         self._archive = archive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,6 +108,21 @@ class _Download(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._archive.close()
+
+
+def _open_gguf(folder: Path, model: str) -> GgufModel:
+    try:
+        return GgufModel(folder, name=model)
+    except ModelError as error:
+        raise InvalidRequestError(
+            f"{model} cannot be exported as GGUF: {error.message}. format=tar takes it away as it is.",
+            code="unsupported_model",
+            param="format",
+        ) from error
+    except OSError as error:
+        raise NotFoundError(
+            f"The model {model!r} has just been deleted.", code="model_not_found", param="model"
+        ) from error
 
 
 def _is_base(services: Services, model: str) -> bool:

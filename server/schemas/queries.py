@@ -89,4 +89,5 @@ class WebhooksQuery(Answer):
 class ExportQuery(Answer):
     """The query of a model's export."""
 
-    format: Literal["tar"] = "tar"
+    format: Literal["tar", "gguf"] = "tar"
+    """A tar of the Hugging Face folder, or one GGUF file."""

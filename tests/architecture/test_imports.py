@@ -23,6 +23,7 @@ TORCH_FREE = [
     "lomo_core.config",
     "lomo_core.data.formats",
     "lomo_core.events",
+    "lomo_core.gguf.export",
     "lomo_core.errors",
     "lomo_core.schedule",
 ]

@@ -7,15 +7,20 @@ it has gone, one a line, and ends with a traceback where one fails.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import hmac
+import io
 import json
 import sys
+import tarfile
 import time
+from collections.abc import Generator
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import openai
 
@@ -187,8 +192,100 @@ class Journey:
         )
         assert error.code == "model_not_found", error
 
+    def data(self) -> None:
+        """What the check of a job's files has found, and a row as the run has seen it."""
+        rows = len(self.train.read_text().splitlines())
+        for path, figures in {
+            f"/fine_tuning/jobs/{self.job.id}/data_report": lambda report: report["training_file"],
+            f"/files/{self.file_id}/report": lambda report: report["report"],
+        }.items():
+            found = figures(self._ask("get", path))
+            assert (found["num_rows"], found["num_errors"]) == (rows, 0), found
+        row = self._ask("get", f"/files/{self.file_id}/preview", params={"model": "tiny", "row": 3})
+        answer = json.loads(self.train.read_text().splitlines()[2])["messages"][1]["content"]
+        assert "".join(token["text"] for token in row["tokens"] if token["trained"]) == f"{answer}<|im_end|>", row
+        path = f"/files/{self.file_id}/preview"
+        error = expect(openai.BadRequestError, lambda: self._ask("get", path, params={"model": "none"}))
+        assert error.code == "model_not_found", error
+
+    def feeds(self) -> None:
+        """Figures, log and events of a job that has ended: the list and the stream say the same."""
+        path = f"/fine_tuning/jobs/{self.job.id}"
+        columns = self._ask("get", f"{path}/metrics")["columns"]
+        points = list(self._stream(f"{path}/metrics"))
+        steps = [point["step"] for point in points if point["object"].endswith(".point")]
+        assert steps == columns["step"], (steps, columns)
+        for name in ("logs", "events"):
+            listed = self._ask("get", f"{path}/{name}", params={"limit": 1000})["data"]
+            streamed = list(self._stream(f"{path}/{name}"))
+            assert [each["id"] for each in streamed] == [each["id"] for each in reversed(listed)], name
+        assert list(self._stream(f"{path}/events", after=str(len(streamed) - 2))) == streamed[-2:]
+
+    def hosts_and_plans(self) -> None:
+        """The queue, the hosts, and the memory of a run that is none yet."""
+        queue = self._ask("get", "/queue")
+        assert (queue["object"], queue["num_queued"], queue["data"]) == ("list", 0, []), queue
+        (host,) = self._ask("get", "/hosts")["data"]
+        assert host["is_alive"], host
+        plan = self._ask("post", "/plan", body={"model": "tiny"})
+        assert plan["peak_bytes"] > 0, plan
+
+    def export(self) -> None:
+        """The tuned model as a tar and as a GGUF file, each as long as it was said to be."""
+        path = f"/models/{self.job.fine_tuned_model}/export"
+        tar = self._download(path, format="tar")
+        with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
+            assert {"model/config.json", "model/model.safetensors"} <= set(opened.getnames())
+        assert self._download(path, format="gguf")[:8] == b"GGUF\x03\0\0\0"
+        error = expect(openai.PermissionDeniedError, lambda: self._download("/models/tiny/export", format="gguf"))
+        assert error.code == "base_model", error
+
+    def clone_and_delete(self) -> None:
+        """A job like the finished one but for its seed; it is cancelled, deleted and gone, the finished one is not."""
+        path = "/fine_tuning/jobs"
+        clone = self._ask("post", f"{path}/{self.job.id}/clone", body={"seed": 11})
+        assert (clone["seed"], clone["training_file"]) == (11, self.file_id), clone
+        expect(openai.BadRequestError, lambda: self._ask("delete", f"{path}/{clone['id']}"))
+        self._ask("post", f"{path}/{clone['id']}/cancel")
+        self._wait(clone["id"], ENDED)
+        assert self._ask("delete", f"{path}/{clone['id']}")["deleted"]
+        expect(openai.NotFoundError, lambda: self.client.fine_tuning.jobs.retrieve(clone["id"]))
+        assert self.client.fine_tuning.jobs.retrieve(self.job.id).status == "succeeded"
+
+    def organizations(self) -> None:
+        """A tenant from its making to its end; its administrator's key reaches nothing that is another's."""
+        made = self._ask("post", "/organizations", body={"name": self.name, "quotas": {"max_queued_jobs": 3}})
+        path = f"/organizations/{made['id']}"
+        assert self._ask("get", path) == made
+        assert made["id"] in [each["id"] for each in self._ask("get", "/organizations", params={"limit": 100})["data"]]
+        changed = self._ask("post", path, body={"quotas": {"max_running_jobs": 1}})["quotas"]
+        assert (changed["max_queued_jobs"], changed["max_running_jobs"]) == (3, 1), changed
+        assert self._ask("get", f"{path}/usage")["queued_jobs"] == {"used": 0, "limit": 3}
+        first = self._ask("post", f"{path}/admin_api_keys", body={"name": "first"})
+        tenant = self.client.with_options(api_key=first["value"])
+        assert list(tenant.fine_tuning.jobs.list()) == []
+        expect(openai.NotFoundError, lambda: tenant.fine_tuning.jobs.retrieve(self.job.id))
+        expect(openai.PermissionDeniedError, lambda: self._ask("get", "/organizations", client=tenant))
+        self._keys(tenant, "/organization/admin_api_keys", {"name": "second"})
+        self._projects(tenant)
+        assert self._ask("get", "/organization/usage", client=tenant)["organization_id"] == made["id"]
+        assert self._ask("delete", path)["deleted"]
+        expect(openai.NotFoundError, lambda: self._ask("get", path))
+
     def webhooks(self) -> None:
-        """An endpoint's life, by clients that know endpoints; and each refuses what is not ours."""
+        """An endpoint's life, by its routes and by clients that know them; each takes what is ours alone."""
+        asked = {"name": "ops", "url": "https://example.com/hook", "event_types": ["fine_tuning.job.succeeded"]}
+        made = self._ask("post", "/webhook_endpoints", body=asked)
+        path = f"/webhook_endpoints/{made['id']}"
+        assert self._ask("get", path)["url"] == asked["url"]
+        assert made["id"] in [each["id"] for each in self._ask("get", "/webhook_endpoints")["data"]]
+        assert self._ask("post", path, body={"name": "on call"})["name"] == "on call"
+        assert "fine_tuning.job.paused" in self._ask("get", "/webhook_event_types")["data"]
+        secret = self._ask("post", f"{path}/rotate_secret", body={})["signing_secret"]
+        assert secret != made["signing_secret"]
+        assert self._ask("delete", path)["deleted"]
+        expect(openai.NotFoundError, lambda: self._ask("get", path))
+        self._unwrap(secret)
         if hasattr(self.client.webhooks, "create"):
             made = self.client.webhooks.create(
                 name="ops", url="https://example.com/hook", event_types=["fine_tuning.job.succeeded"]
@@ -198,30 +295,89 @@ class Journey:
             assert self.client.webhooks.rotate_secret(made.id).signing_secret != made.signing_secret
             assert "fine_tuning.job.failed" in self.client.webhooks.event_types.list().data
             assert self.client.webhooks.delete(made.id).deleted
-        forged = {"webhook-id": "evt_1", "webhook-timestamp": str(int(time.time())), "webhook-signature": "v1,AAAA"}
+
+    def _unwrap(self, secret: str) -> None:
+        """A message with our signature is an event to the client, and one with another's is refused."""
+        event = {"id": "evt_1", "object": "event", "created_at": int(time.time()), "type": "fine_tuning.job.succeeded"}
+        body = json.dumps(event | {"data": {"id": self.job.id}})
+        sent_at = str(int(time.time()))
+        key = base64.b64decode(secret.removeprefix("whsec_"))
+        signature = base64.b64encode(hmac.digest(key, f"evt_1.{sent_at}.{body}".encode(), "sha256")).decode()
+        headers = {"webhook-id": "evt_1", "webhook-timestamp": sent_at, "webhook-signature": f"v1,{signature}"}
+        unwrapped: Any = self.client.webhooks.unwrap(body, headers, secret=secret)
+        assert (unwrapped.type, unwrapped.data.id) == (event["type"], self.job.id)
         try:
-            self.client.webhooks.unwrap("{}", forged, secret="whsec_AAAA")
+            self.client.webhooks.unwrap(body, headers | {"webhook-signature": "v1,AAAA"}, secret=secret)
         except openai.InvalidWebhookSignatureError:
             return
         raise AssertionError("a forged signature was taken for ours")
+
+    def _projects(self, tenant: openai.OpenAI) -> None:
+        """A project and its keys, until it is archived."""
+        project = self._ask("post", "/organization/projects", client=tenant, body={"name": "search"})
+        path = f"/organization/projects/{project['id']}"
+        assert self._ask("post", path, client=tenant, body={"name": "find"})["name"] == "find"
+        assert self._ask("get", path, client=tenant)["name"] == "find"
+        assert project["id"] in [
+            each["id"] for each in self._ask("get", "/organization/projects", client=tenant)["data"]
+        ]
+        self._keys(tenant, f"{path}/api_keys", {"name": "bot", "scopes": ["jobs:read", "models:read"]})
+        assert self._ask("post", f"{path}/archive", client=tenant)["status"] == "archived"
+
+    def _keys(self, tenant: openai.OpenAI, path: str, body: dict[str, Any]) -> None:
+        """A key that gets another secret, which works in place of the first, and is revoked."""
+        key = self._ask("post", path, client=tenant, body=body)
+        own = f"{path}/{key['id']}"
+        assert self._ask("get", own, client=tenant)["redacted_value"] != key["value"]
+        assert key["id"] in [each["id"] for each in self._ask("get", path, client=tenant)["data"]]
+        rotated = self._ask("post", f"{own}/rotate", client=tenant, body={"grace_s": 0})
+        expect(openai.AuthenticationError, self.client.with_options(api_key=key["value"]).models.list)
+        owner = self.client.with_options(api_key=rotated["value"])
+        assert list(owner.models.list())
+        if "scopes" in body:
+            assert self._ask("post", own, client=tenant, body={"name": "other"})["name"] == "other"
+            expect(openai.PermissionDeniedError, owner.files.list)
+        assert self._ask("delete", own, client=tenant)["deleted"]
+        expect(openai.NotFoundError, lambda: self._ask("get", own, client=tenant))
+
+    def _ask(self, method: str, path: str, *, client: openai.OpenAI | None = None, **given: Any) -> Any:
+        """A route that the client has no method for, through the client all the same. `params`: the query."""
+        options = {"params": given.pop("params")} if "params" in given else {}
+        return getattr(client or self.client, method)(path, cast_to=object, options=options, **given)
+
+    def _download(self, path: str, **query: str) -> bytes:
+        answer = self.client.get(path, cast_to=openai.HttpxBinaryResponseContent, options={"params": query})
+        assert int(answer.response.headers["content-length"]) == len(answer.content)
+        return answer.content
 
     def _create(self, **given: Any) -> Any:
         return self.client.fine_tuning.jobs.create(model="tiny", training_file=self.file_id, **given)
 
     def _wait(self, job_id: str, statuses: set[str]) -> Any:
         """The job once it has, or has had, one of these statuses: its stream of events says so."""
-        base_url = urlsplit(str(self.client.base_url))
-        path = f"{base_url.path.rstrip('/')}/fine_tuning/jobs/{job_id}/events?stream=true"
         seen: list[str] = []
-        with closing(HTTPConnection(base_url.netloc, timeout=SILENCE_S)) as connection:
-            connection.request("GET", path, headers={"Authorization": f"Bearer {self.client.api_key}"})
-            for line in connection.getresponse():
-                if line.startswith(b"data: {") and (status := (json.loads(line[6:])["data"] or {}).get("status")):
+        with closing(self._stream(f"/fine_tuning/jobs/{job_id}/events")) as events:
+            for event in events:
+                if status := (event["data"] or {}).get("status"):
                     seen.append(status)
                     if status in statuses:
                         # Only strict where the wire is OpenAI's own: a pause has a status that its enumeration lacks.
                         return openai.OpenAI(max_retries=0).fine_tuning.jobs.retrieve(job_id)
         raise AssertionError(f"{job_id} was {seen} and never one of {sorted(statuses)}")
+
+    def _stream(self, path: str, **query: str) -> Generator[Any, None, None]:
+        """What a stream sends until its end. The client's own reader takes no comments between events."""
+        base_url = urlsplit(str(self.client.base_url))
+        given = urlencode(query | {"stream": "true"})
+        with closing(HTTPConnection(base_url.netloc, timeout=SILENCE_S)) as connection:
+            headers = {"Authorization": f"Bearer {self.client.api_key}"}
+            connection.request("GET", f"{base_url.path.rstrip('/')}{path}?{given}", headers=headers)
+            for line in connection.getresponse():
+                if line.startswith(b"data: [DONE]"):
+                    return
+                if line.startswith(b"data: "):
+                    yield json.loads(line[6:])
+        raise AssertionError(f"{path} has broken off")
 
 
 def expect(kind: type[openai.APIError], call: Any) -> Any:
@@ -244,6 +400,12 @@ LEGS = (
     "pause_job",
     "tune_further",
     "chat",
+    "data",
+    "feeds",
+    "hosts_and_plans",
+    "export",
+    "clone_and_delete",
+    "organizations",
     "webhooks",
 )
 

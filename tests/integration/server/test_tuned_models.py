@@ -9,8 +9,10 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import gguf
 import openai
 import pytest
+import torch
 import transformers
 from sqlalchemy import update
 
@@ -83,6 +85,32 @@ def test_a_checkpoints_export_leaves_the_runs_own_state_out(site: Site) -> None:
         names = set(tar.getnames())
     assert "model/model.safetensors" in names
     assert not names & {"model/optimizer.safetensors", "model/trainer_state.json", "model/left.behind"}
+
+
+def test_an_export_as_gguf_loads(site: Site, tmp_path: Path) -> None:
+    _, name, folder = tune(site)
+    response = site.client().get(f"/v1/models/{name}/export", params={"format": "gguf"})
+    assert response.status_code == 200, response.text
+    assert int(response.headers["content-length"]) == len(response.content)
+    assert response.headers["content-disposition"] == 'attachment; filename="model.gguf"'
+    (tmp_path / "model.gguf").write_bytes(response.content)
+    found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf").state_dict()
+    expected = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert all(torch.equal(weight, expected[key]) for key, weight in found.items())
+    assert gguf.GGUFReader(tmp_path / "model.gguf").fields["general.name"].contents() == name
+
+
+def test_what_gguf_cannot_say_is_told(site: Site) -> None:
+    _, name, folder = tune(site)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    assert code_of(site.client().get(f"/v1/models/{name}/export?format=gguf")) == (404, "model_not_found")
+    (folder / "MANIFEST.json").unlink()
+    write_manifest(folder)
+    response = site.client().get(f"/v1/models/{name}/export?format=gguf")
+    assert code_of(response) == (400, "unsupported_model")
+    assert "GGUF has no llama with the activation 'relu'" in response.json()["error"]["message"]
+    assert site.client().get(f"/v1/models/{name}/export?format=tar").is_success
 
 
 def test_what_cannot_be_exported(site: Site) -> None:

@@ -81,6 +81,8 @@ def test_export_and_delete(server: ScriptedServer, lomo: Lomo, tmp_path: Path) -
     assert (code, err) == (0, f"Wrote {target}.\n")
     assert target.read_bytes() == b"tar" * 1000
     assert server.requests[0].path == f"/v1/models/{TUNED}/export?format=tar"
+    assert lomo("export", TUNED, "--format", "gguf", "--to", str(target))[::2] == (0, f"Wrote {target}.\n")
+    assert server.requests[1].path == f"/v1/models/{TUNED}/export?format=gguf"
     server.on("GET", f"/models/{TUNED}/export", Response(chunks=[b"half"], breaks=True))
     assert lomo("export", TUNED, "--to", str(tmp_path / "other.tar")).code == 1
     assert [path.name for path in tmp_path.iterdir()] == ["out.tar"]
