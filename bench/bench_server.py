@@ -20,6 +20,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -65,6 +66,7 @@ MODEL_CONFIG = {
 ROW = b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
 BATCH = 500
 READY_TIMEOUT_S = 60.0
+_SAID = re.compile(rb"sent at ([0-9.]+) number ([0-9]+)!")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,15 +234,14 @@ def measure_stream(service: Service, given: argparse.Namespace) -> Iterator[dict
     async def read() -> None:
         seen: list[int] = []
 
-        def on_line(data: bytes) -> bool:
-            start = data.find(b"sent at ")
-            if start >= 0:
-                stamp, number = data[start + 8 : data.index(b"!", start)].split(b" number ")
-                delays.append(time.time() - float(stamp))
+        def on_frames(frames: bytes) -> bool:
+            now = time.time()
+            for stamp, number in _SAID.findall(frames):
+                delays.append(now - float(stamp))
                 seen.append(int(number))
             return bool(seen) and seen[-1] == num_lines - 1
 
-        await follow(service.port, service.request("GET", path), on_line)
+        await follow(service.port, service.request("GET", path), on_frames)
         assert seen == sorted(seen), "lines came out of order"
         counts.append(len(seen))
 

@@ -64,13 +64,16 @@ async def ask(port: int, request: Callable[[int], bytes], *, num_requests: int, 
     return answers
 
 
-async def follow(port: int, request: bytes, on_line: Callable[[bytes], bool]) -> None:
-    """Read a stream's `data:` lines until `on_line` says that it was the last, or the stream ends."""
+async def follow(port: int, request: bytes, on_frames: Callable[[bytes], bool]) -> None:
+    """Read a stream's frames, as many at once as have arrived, until `on_frames` says that the last was among them, or
+    the stream ends."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
     writer.write(request)
     await reader.readuntil(b"\r\n\r\n")
-    while line := await reader.readline():
-        if line.startswith(b"data: ") and on_line(line[6:]):
+    rest = b""
+    while chunk := await reader.read(2**18):
+        frames, separator, rest = (rest + chunk).rpartition(b"\n\n")
+        if separator and on_frames(frames):
             break
     writer.close()
 

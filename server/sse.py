@@ -25,7 +25,7 @@ from jobs.models import Job
 from jobs.status import TERMINAL
 from server.auth import RECHECK_S
 from server.describe import describe_jobs
-from server.feeds import Feed, encode_frame
+from server.feeds import Batch, Feed, encode_frame
 from server.hub import RETRY_S, Hub, Queue, Signal
 from server.schemas import JobPage
 
@@ -91,16 +91,15 @@ async def stream_feed(
                 yield _DONE
                 return
             while (item := await pace.next_item(queue)) is not Signal.STOPPED:
-                if item is None:
-                    yield pace.ping
-                elif item is Signal.LAGGED or item.first_seq > last + 1 or item.first_seq <= last < item.last_seq:
-                    break  # a gap, or a batch of which a part has been sent: back to the database
-                elif item.last_seq > last or item.is_last:
-                    last = item.last_seq
-                    yield item.frames or pace.ping
-                    if item.is_last:
-                        yield _DONE
-                        return
+                # All that has come up to now goes out at once: the more there is to do, the less each line costs.
+                joined = _join(item, queue, last)
+                if joined is None:
+                    break
+                last = joined.last_seq
+                yield joined.frames or pace.ping
+                if joined.is_last:
+                    yield _DONE
+                    return
             else:
                 return
     except Exception:
@@ -160,6 +159,27 @@ class _Pace:
                 return await queue.get()
         except TimeoutError:
             return None
+
+
+def _join(item: Any, queue: Queue, last: int) -> Batch | None:
+    """What comes after number `last` of an item and those behind it in the queue, which may be nothing. None: there is
+    a gap, or a batch of which a part has been sent, and the stream has to go back to the database."""
+    frames, is_last = [], False
+    while True:
+        if item is Signal.STOPPED:
+            queue.put_nowait(item)  # for once this has been sent
+            break
+        if item is Signal.LAGGED or (
+            item is not None and (item.first_seq > last + 1 or item.first_seq <= last < item.last_seq)
+        ):
+            return None
+        if item is not None and (item.last_seq > last or item.is_last):
+            last, is_last = item.last_seq, item.is_last
+            frames.append(item.frames)
+        if is_last or queue.empty():
+            break
+        item = queue.get_nowait()
+    return Batch(last, last, b"".join(frames), is_last)
 
 
 async def _read(hub: Hub, function: Callable[[], T]) -> T:
