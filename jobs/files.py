@@ -11,16 +11,18 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from jobs.db import Database
 from jobs.errors import InvalidRequestError, InvalidStateError, QuotaError
 from jobs.file_check import count_rows
+from jobs.file_expiry import find_expired, is_needed
 from jobs.ids import new_file_id
 from jobs.models import File, Job
 from jobs.quotas import check_storage
@@ -58,8 +60,10 @@ def store_file(  # noqa: PLR0913 - the columns of a row
     project_id: str | None = None,
     filename: str,
     purpose: str,
+    expires_after_s: int | None = None,
 ) -> File:
-    """Copy an upload to disk, check it, and record it. What a file to train on must be: see `file_check.py`.
+    """Copy an upload to disk, check it, and record it. What a file to train on must be: see `file_check.py`. With
+    `expires_after_s` it is there for that long.
 
     Raises:
         InvalidRequestError: the file is empty, too large, or cannot be trained on; names the line.
@@ -76,6 +80,7 @@ def store_file(  # noqa: PLR0913 - the columns of a row
                 project_id=project_id,
                 filename=filename,
                 purpose=purpose,
+                expires_after_s=expires_after_s,
             )
     except QuotaError:
         (files_dir / stored.file_id).unlink(missing_ok=True)
@@ -104,7 +109,7 @@ def store_bytes(write: Callable[[BinaryIO], Written], *, files_dir: Path, filena
     return StoredBytes(file_id, written.num_bytes, written.sha256, num_rows)
 
 
-def add_file(
+def add_file(  # noqa: PLR0913 - the columns of a row
     session: Session,
     stored: StoredBytes,
     *,
@@ -112,6 +117,7 @@ def add_file(
     project_id: str | None,
     filename: str,
     purpose: str,
+    expires_after_s: int | None = None,
 ) -> File:
     """Record a file whose bytes are on disk."""
     file = File(
@@ -123,6 +129,8 @@ def add_file(
         num_bytes=stored.num_bytes,
         num_lines=stored.num_rows,
         sha256=stored.sha256,
+        # The database's `now()` is one moment per transaction, so this is `created_at` and so many seconds.
+        expires_at=None if expires_after_s is None else func.now() + timedelta(seconds=expires_after_s),
     )
     session.add(file)
     session.flush()
@@ -153,6 +161,21 @@ def delete_file(db: Database, file: File, *, data_dir: Path) -> None:
             raise InvalidStateError(f"File {file.id} is used by {user}, which has not ended: cancel the job first.")
         session.execute(delete(File).where(File.id == file.id))
     stored_path(file, data_dir=data_dir).unlink(missing_ok=True)
+
+
+def sweep_expired(db: Database, *, data_dir: Path) -> list[str]:
+    """Remove files that have expired and that no job needs. Returns their ids. Any number of processes may sweep at
+    once."""
+    removed = []
+    with db.read() as session:
+        expired = find_expired(session)
+    for file in expired:
+        with db.transaction() as session:
+            found = session.scalar(delete(File).where(File.id == file.id, ~is_needed()).returning(File.id))
+        if found is not None:
+            stored_path(file, data_dir=data_dir).unlink(missing_ok=True)
+            removed.append(file.id)
+    return removed
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import structlog
 
-from jobs import checking, host_registry, lifecycle, reads, uploads
+from jobs import checking, files, host_registry, lifecycle, reads, uploads
 from jobs.db import Database
 from jobs.errors import LeaseLostError
 from jobs.host_registry import HostReport
@@ -116,7 +116,7 @@ class Node:
         """Requeue what dead workers held, and ring for queued jobs: their message may be lost, or their wait over.
 
         One ring per host, since the host that takes a ring may not be the one that a job fits. What is left of uploads
-        that were never completed is removed as well.
+        that were never completed is removed as well, and files whose time is over.
         """
         settings = self.settings
         reaped = lifecycle.reap(
@@ -134,6 +134,9 @@ class Node:
         expired = uploads.sweep(self._db, settings)
         if expired:
             log.info("uploads_expired", upload_ids=expired)
+        removed = files.sweep_expired(self._db, data_dir=settings.data_dir)
+        if removed:
+            log.info("files_expired", file_ids=removed)
 
     def measure_idle(self) -> int | None:
         """What is free on the device now, in bytes; None while a job runs here, whose own memory would be missing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Annotated, get_args
 
@@ -11,6 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from jobs import files, quotas, reads
 from jobs.errors import InvalidRequestError, NotFoundError
+from jobs.file_expiry import MAX_SECONDS, MIN_SECONDS
 from server import schemas
 from server.deps import Caller, ServicesDep, UploadForm, authenticated
 from server.describe import describe_file
@@ -20,12 +22,14 @@ router = APIRouter(prefix="/v1/files", dependencies=[Depends(authenticated)])
 
 # The longest file name of common file systems.
 _MAX_FILENAME_CHARS = 255
+# What the clients make of `expires_after` in a form.
+_ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
 
 @router.post("")
 def create_file(form: UploadForm, caller: Caller, services: ServicesDep) -> schemas.FileObject:
     """Store an upload. Its lines are checked on the way to disk if it is to train on."""
-    upload, purpose = _read_form(form)
+    upload, purpose, expires_after_s = _read_form(form)
     quotas.measure_models(services.db, organization_id=caller.organization_id, data_dir=services.settings.data_dir)
     file = files.store_file(
         services.db,
@@ -35,6 +39,7 @@ def create_file(form: UploadForm, caller: Caller, services: ServicesDep) -> sche
         project_id=caller.project_id,
         filename=display_name(upload.filename or ""),
         purpose=purpose,
+        expires_after_s=expires_after_s,
     )
     return describe_file(file)
 
@@ -92,13 +97,13 @@ def display_name(filename: str) -> str:
     return printable[:_MAX_FILENAME_CHARS] or "upload"
 
 
-def _read_form(form: FormData) -> tuple[UploadFile, Purpose]:
-    """The two fields of an upload.
+def _read_form(form: FormData) -> tuple[UploadFile, Purpose, int | None]:
+    """The fields of an upload; the last says after how many seconds it expires.
 
     Raises:
         InvalidRequestError: one is missing or wrong, or there is another.
     """
-    unknown = sorted(set(form.keys()) - {"file", "purpose"})
+    unknown = sorted(set(form.keys()) - {"file", "purpose", _ANCHOR, _SECONDS})
     if unknown:
         raise InvalidRequestError(
             f"The field {unknown[0][:64]!r} is not supported.", code="unknown_parameter", param=unknown[0][:64]
@@ -110,6 +115,32 @@ def _read_form(form: FormData) -> tuple[UploadFile, Purpose]:
         )
     for known in get_args(Purpose):
         if purpose == known:
-            return upload, known
+            return upload, known, _read_expiry(form)
     purposes = ", ".join(get_args(Purpose))
     raise InvalidRequestError(f"The field 'purpose' must be one of: {purposes}.", param="purpose")
+
+
+def _read_expiry(form: FormData) -> int | None:
+    """The seconds of `expires_after`, which a form has as two fields; None: it has neither.
+
+    Raises:
+        InvalidRequestError: one of them is missing, or wrong.
+    """
+    if _ANCHOR not in form and _SECONDS not in form:
+        return None
+    for field, param in ((_ANCHOR, "expires_after.anchor"), (_SECONDS, "expires_after.seconds")):
+        if field not in form:
+            raise InvalidRequestError(
+                f"Send the field {field!r} as well: a file expires so many seconds after an anchor.",
+                code="missing_required_parameter",
+                param=param,
+            )
+    if form[_ANCHOR] != "created_at":
+        raise InvalidRequestError(f"The field {_ANCHOR!r} must be 'created_at'.", param="expires_after.anchor")
+    text = form[_SECONDS]
+    # Seven digits, as the highest number has.
+    if isinstance(text, str) and re.fullmatch("[0-9]{1,7}", text) and MIN_SECONDS <= int(text) <= MAX_SECONDS:
+        return int(text)
+    raise InvalidRequestError(
+        f"The field {_SECONDS!r} must be a number from {MIN_SECONDS} to {MAX_SECONDS}.", param="expires_after.seconds"
+    )
