@@ -126,7 +126,7 @@ class File(Base):
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), index=True)
     """The job that made it; None for an upload."""
     path: Mapped[str | None]
-    """Where its bytes lie, relative to `data_dir`; None: in `files_dir` under its id."""
+    """Where its bytes lie, relative to `data_dir`, or the URL of an object; None: in `files_dir` under its id."""
     project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id", ondelete="SET NULL"))
     expires_at: Mapped[datetime | None]
     """From when on it is there for nobody (`jobs/file_expiry.py`); None: it stays until it is deleted."""

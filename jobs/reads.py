@@ -254,6 +254,12 @@ def find_file(db: Database, *, organization_id: str, file_id: str) -> File | Non
         )
 
 
+def find_stored_file(db: Database, *, organization_id: str, file_id: str) -> File | None:
+    """The same for a job that has it already: it may have expired since."""
+    with db.read() as session:
+        return session.scalar(select(File).where(File.id == file_id, File.organization_id == organization_id))
+
+
 def list_files(  # noqa: PLR0913 - the parts of a query
     db: Database,
     *,

@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 from jobs.db import Database
 from jobs.errors import BusyError, InvalidRequestError, InvalidStateError, JobsError, NotFoundError
 from jobs.file_expiry import is_current
-from jobs.files import Written, add_file, store_bytes, sync_folder
+from jobs.files import Written, add_file, discard, store_bytes, sync_folder
 from jobs.ids import new_part_id, new_upload_id
 from jobs.models import File, Upload, UploadPart
 from jobs.quotas import check_storage
@@ -191,6 +191,7 @@ def complete(
         InvalidRequestError: the parts do not make up the file, or it cannot be trained on; names the line.
         InvalidStateError: the upload has ended.
         BusyError: it is being completed by another request.
+        StorageError: the store does not take the file.
     """
     with db.read() as session:
         upload = _owned(session, upload_id, organization_id)
@@ -204,8 +205,10 @@ def complete(
         if not is_free:
             raise BusyError(f"Upload {upload.id} is being completed by another request.")
         stored = store_bytes(
+            db,
             partial(_join, folder, parts, completion.md5),
             files_dir=settings.files_dir,
+            storage_url=settings.storage_url,
             filename=upload.filename,
             purpose=upload.purpose,
         )
@@ -226,7 +229,7 @@ def complete(
                 values = {"file_id": file.id, "part_ids": list(completion.part_ids), "md5": completion.md5}
                 _end(session, upload, UploadStatus.COMPLETED, **values)
         except JobsError:
-            (settings.files_dir / stored.file_id).unlink(missing_ok=True)
+            discard(db, stored, files_dir=settings.files_dir)
             raise
     _remove(folder)
     return upload, file

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import Path
 from typing import Annotated, get_args
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Query
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 
 from jobs import files, quotas, reads
-from jobs.errors import InvalidRequestError, NotFoundError
+from jobs.errors import InvalidRequestError
 from jobs.file_expiry import MAX_SECONDS, MIN_SECONDS
 from server import schemas
 from server.deps import Caller, ServicesDep, UploadForm, authenticated
@@ -35,6 +37,7 @@ def create_file(form: UploadForm, caller: Caller, services: ServicesDep) -> sche
         services.db,
         upload.file,
         files_dir=services.settings.files_dir,
+        storage_url=services.settings.storage_url,
         organization_id=caller.organization_id,
         project_id=caller.project_id,
         filename=display_name(upload.filename or ""),
@@ -71,14 +74,19 @@ def get_file(file_id: str, caller: Caller, services: ServicesDep) -> schemas.Fil
     return describe_file(reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id))
 
 
-@router.get("/{file_id}/content")
-def get_content(file_id: str, caller: Caller, services: ServicesDep) -> FileResponse:
+@router.get("/{file_id}/content", response_class=FileResponse)
+def get_content(file_id: str, caller: Caller, services: ServicesDep) -> Response:
     """One file's bytes, always as a download: a page in it must not run on our origin."""
     file = reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id)
-    path = files.stored_path(file, data_dir=services.settings.data_dir)
-    if not path.is_file():
-        raise NotFoundError(f"The bytes of {file.id} are no longer on this server.", param="file_id")
-    return FileResponse(path, media_type="application/octet-stream", filename=file.filename)
+    content = files.read_content(file, data_dir=services.settings.data_dir)
+    media_type = "application/octet-stream"
+    if isinstance(content, Path):
+        return FileResponse(content, media_type=media_type, filename=file.filename)
+    headers = {
+        "Content-Disposition": f"attachment; filename*=utf-8''{quote(file.filename, safe='')}",
+        "Content-Length": str(file.num_bytes),
+    }
+    return StreamingResponse(content, media_type=media_type, headers=headers)
 
 
 @router.delete("/{file_id}")
