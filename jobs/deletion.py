@@ -2,7 +2,8 @@
 
 Whatever a job has written, from checkpoints to its result file, lies in `runs/<job id>`, and this folder alone is
 removed: no path that stands in a row is followed, nor a symbolic link. The rows go first, in one transaction; a folder
-that cannot be removed then costs disk space, and nobody takes half of it for a model.
+that cannot be removed then costs disk space, and nobody takes half of it for a model. Only a result file may lie in an
+object store instead, and is then left to the workers' reaper (`loose_objects.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from jobs.checkpoint_names import checkpoint_name
 from jobs.db import Database
 from jobs.errors import InvalidStateError
 from jobs.ids import tuned_model_id
+from jobs.loose_objects import drop
 from jobs.models import File, Job
 from jobs.repository import lock_owned
 from jobs.spec import read_stored
@@ -48,7 +50,8 @@ def delete_job(db: Database, *, organization_id: str, job_id: str, runs_dir: Pat
             raise InvalidStateError(
                 f"Job {job_id} cannot be deleted: {user}, which has not ended, starts from its model."
             )
-        session.execute(delete(File).where(File.job_id == job.id))
+        for path in session.scalars(delete(File).where(File.job_id == job.id).returning(File.path)).all():
+            drop(session, path)
         session.execute(delete(Job).where(Job.id == job.id))
     return _remove_folder(runs_dir, job_id)
 

@@ -7,6 +7,8 @@ JobsError
   ConflictError            what was asked contradicts what was asked before
   BusyError                too much of this is under way: the same request succeeds later
   QuotaError               the organization may not use more of something
+  StorageError             the object store does not answer, or refuses: the same request may succeed later
+  FileDamagedError         an object of the store is not what was put there
   LeaseLostError           the writer's lease is gone: it must kill its engine and write nothing more
 """
 
@@ -69,6 +71,18 @@ class QuotaError(JobsError):
     def __init__(self, message: str, *, quota: str, used: float, limit: int, param: str | None = None) -> None:
         super().__init__(message, param=param)
         self.details = {"quota": quota, "used": used, "limit": limit}
+
+
+class StorageError(JobsError):
+    """The object store that holds the files' bytes could not be used."""
+
+    code = "storage_unavailable"
+
+
+class FileDamagedError(JobsError):
+    """Stored bytes are not those that were uploaded."""
+
+    code = "file_damaged"
 
 
 class LeaseLostError(JobsError):

@@ -1,5 +1,6 @@
-"""Uploaded files: bytes on disk under the file's id, written and checked in bounded memory; a row that describes them.
-What a job made lies in its own folder (`step_metrics.py`) and is a file like any other.
+"""Uploaded files: bytes under the file's id, written and checked in bounded memory; a row that describes them. They lie
+in the data folder, or in an object store (`storage.py`), to which they are sent once they are checked. What a job made
+lies in its own folder (`step_metrics.py`), or there, and is a file like any other.
 
 A file exists once its row is committed; the bytes are complete and synced before that. The uploader's name for it is
 for display only and never becomes a path.
@@ -9,18 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
+from jobs import loose_objects, storage
 from jobs.db import Database
-from jobs.errors import InvalidRequestError, InvalidStateError, QuotaError
+from jobs.errors import InvalidRequestError, InvalidStateError, NotFoundError, QuotaError
 from jobs.file_check import count_rows
+from jobs.file_expiry import find_expired, is_needed
 from jobs.ids import new_file_id
 from jobs.models import File, Job
 from jobs.quotas import check_storage
@@ -41,12 +48,14 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class StoredBytes:
-    """A file's bytes on disk, checked and synced, before there is a row for them."""
+    """A file's bytes where they are to stay, checked and synced, before there is a row for them."""
 
     file_id: str
     num_bytes: int
     sha256: str
     num_rows: int | None
+    path: str | None
+    """As that of `File`."""
 
 
 def store_file(  # noqa: PLR0913 - the columns of a row
@@ -54,18 +63,24 @@ def store_file(  # noqa: PLR0913 - the columns of a row
     source: BinaryIO,
     *,
     files_dir: Path,
+    storage_url: str = "",
     organization_id: str,
     project_id: str | None = None,
     filename: str,
     purpose: str,
+    expires_after_s: int | None = None,
 ) -> File:
-    """Copy an upload to disk, check it, and record it. What a file to train on must be: see `file_check.py`.
+    """Copy an upload to disk, check it, send it to the store if there is one, and record it. What a file to train on
+    must be: see `file_check.py`. With `expires_after_s` it is there for that long.
 
     Raises:
         InvalidRequestError: the file is empty, too large, or cannot be trained on; names the line.
         QuotaError: the organization may not store so much.
+        StorageError: the store does not take it.
     """
-    stored = store_bytes(partial(_copy, source), files_dir=files_dir, filename=filename, purpose=purpose)
+    stored = store_bytes(
+        db, partial(_copy, source), files_dir=files_dir, storage_url=storage_url, filename=filename, purpose=purpose
+    )
     try:
         with db.transaction() as session:
             check_storage(session, organization_id=organization_id, num_bytes=stored.num_bytes)
@@ -76,18 +91,30 @@ def store_file(  # noqa: PLR0913 - the columns of a row
                 project_id=project_id,
                 filename=filename,
                 purpose=purpose,
+                expires_after_s=expires_after_s,
             )
     except QuotaError:
-        (files_dir / stored.file_id).unlink(missing_ok=True)
+        discard(db, stored, files_dir=files_dir)
         raise
 
 
-def store_bytes(write: Callable[[BinaryIO], Written], *, files_dir: Path, filename: str, purpose: str) -> StoredBytes:
-    """Let `write` make a file on disk, and check it. Nothing is left of one that is refused.
+def store_bytes(
+    db: Database,
+    write: Callable[[BinaryIO], Written],
+    *,
+    files_dir: Path,
+    storage_url: str,
+    filename: str,
+    purpose: str,
+) -> StoredBytes:
+    """Let `write` make a file on disk, check it, and bring it to where it is to stay. Nothing is left of one that is
+    refused.
 
     Raises:
         InvalidRequestError: the file cannot be trained on; names the line.
+        StorageError: the store does not take it.
     """
+    path = None
     file_id = new_file_id()
     files_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     unchecked = files_dir / f".{file_id}.partial"
@@ -97,14 +124,27 @@ def store_bytes(write: Callable[[BinaryIO], Written], *, files_dir: Path, filena
             target.flush()
             os.fsync(target.fileno())
         num_rows = count_rows(unchecked, filename=filename) if purpose == "fine-tune" else None
-        unchecked.rename(files_dir / file_id)
-        sync_folder(files_dir)
+        if storage_url:
+            path = storage.object_url(storage_url, file_id)
+            loose_objects.announce(db, path)
+            storage.put(unchecked, path)
+        else:
+            unchecked.rename(files_dir / file_id)
+            sync_folder(files_dir)
     finally:
         unchecked.unlink(missing_ok=True)
-    return StoredBytes(file_id, written.num_bytes, written.sha256, num_rows)
+    return StoredBytes(file_id, written.num_bytes, written.sha256, num_rows, path)
 
 
-def add_file(
+def discard(db: Database, stored: StoredBytes, *, files_dir: Path) -> None:
+    """Take back what `store_bytes` has stored: there will be no row for it."""
+    with db.transaction() as session:
+        loose_objects.drop(session, stored.path)
+    if stored.path is None:
+        (files_dir / stored.file_id).unlink(missing_ok=True)
+
+
+def add_file(  # noqa: PLR0913 - the columns of a row
     session: Session,
     stored: StoredBytes,
     *,
@@ -112,8 +152,9 @@ def add_file(
     project_id: str | None,
     filename: str,
     purpose: str,
+    expires_after_s: int | None = None,
 ) -> File:
-    """Record a file whose bytes are on disk."""
+    """Record a file whose bytes are where they are to stay."""
     file = File(
         id=stored.file_id,
         organization_id=organization_id,
@@ -123,20 +164,63 @@ def add_file(
         num_bytes=stored.num_bytes,
         num_lines=stored.num_rows,
         sha256=stored.sha256,
+        path=stored.path,
+        # The database's `now()` is one moment per transaction, so this is `created_at` and so many seconds.
+        expires_at=None if expires_after_s is None else func.now() + timedelta(seconds=expires_after_s),
     )
     session.add(file)
+    if stored.path is not None:
+        loose_objects.adopt(session, stored.path)
     session.flush()
     session.refresh(file)
     return file
 
 
-def stored_path(file: File, *, data_dir: Path) -> Path:
-    """Where a file's bytes lie."""
+def stored_path(file: File, *, data_dir: Path) -> Path | None:
+    """Where a file's bytes lie in the data folder; None: they lie in an object store."""
+    if storage.is_object(file.path):
+        return None
     return data_dir / (f"files/{file.id}" if file.path is None else file.path)
 
 
+def read_content(file: File, *, data_dir: Path) -> Path | Iterator[bytes]:
+    """A file's bytes: the path of those on disk, or, of those in a store, their parts, the first of which has come.
+
+    Raises:
+        NotFoundError: they are gone.
+        StorageError: the store does not answer, or refuses.
+    """
+    path = stored_path(file, data_dir=data_dir)
+    if path is not None:
+        if not path.is_file():
+            raise NotFoundError(f"The bytes of {file.id} are no longer on this server.", param="file_id")
+        return path
+    assert file.path is not None
+    parts = storage.read(file.path, num_bytes=file.num_bytes)
+    return chain([next(parts, b"")], parts)
+
+
+@contextmanager
+def local_copy(file: File, *, data_dir: Path) -> Iterator[Path]:
+    """A file's bytes on disk, to be read once; of those in a store a copy that goes at the end of the block.
+
+    Raises:
+        NotFoundError, StorageError, FileDamagedError: see `read_content`, `storage.fetch`.
+    """
+    content = read_content(file, data_dir=data_dir)
+    if isinstance(content, Path):
+        yield content
+        return
+    assert file.path is not None
+    with tempfile.TemporaryDirectory(prefix="lomo-file-") as folder:
+        path = Path(folder) / file.id
+        storage.fetch(file.path, path, num_bytes=file.num_bytes, sha256=file.sha256)
+        yield path
+
+
 def delete_file(db: Database, file: File, *, data_dir: Path) -> None:
-    """Remove a file and its bytes; it is then no job's result any more.
+    """Remove a file and its bytes; it is then no job's result any more. An object is removed by the workers' reaper, so
+    that a store that does not answer keeps nobody from deleting.
 
     Raises:
         InvalidStateError: a job that has not ended needs it.
@@ -152,7 +236,25 @@ def delete_file(db: Database, file: File, *, data_dir: Path) -> None:
         if user is not None:
             raise InvalidStateError(f"File {file.id} is used by {user}, which has not ended: cancel the job first.")
         session.execute(delete(File).where(File.id == file.id))
-    stored_path(file, data_dir=data_dir).unlink(missing_ok=True)
+        loose_objects.drop(session, file.path)
+    _unlink(file, data_dir=data_dir)
+
+
+def sweep_expired(db: Database, *, data_dir: Path) -> list[str]:
+    """Remove files that have expired and that no job needs. Returns their ids. Any number of processes may sweep at
+    once."""
+    removed = []
+    with db.read() as session:
+        expired = find_expired(session)
+    for file in expired:
+        with db.transaction() as session:
+            found = session.scalar(delete(File).where(File.id == file.id, ~is_needed()).returning(File.id))
+            if found is not None:
+                loose_objects.drop(session, file.path)
+        if found is not None:
+            _unlink(file, data_dir=data_dir)
+            removed.append(file.id)
+    return removed
 
 
 def sync_folder(folder: Path) -> None:
@@ -162,6 +264,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _unlink(file: File, *, data_dir: Path) -> None:
+    """Remove a file's bytes on disk; those in a store are the reaper's (`loose_objects.sweep`)."""
+    path = stored_path(file, data_dir=data_dir)
+    if path is not None:
+        path.unlink(missing_ok=True)
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> Written:

@@ -111,6 +111,7 @@ class File(Base):
     """An uploaded file, or one that a job made."""
 
     __tablename__ = "files"
+    __table_args__ = (Index("ix_files_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     organization_id: Mapped[str] = mapped_column(index=True)
@@ -125,8 +126,10 @@ class File(Base):
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), index=True)
     """The job that made it; None for an upload."""
     path: Mapped[str | None]
-    """Where its bytes lie, relative to `data_dir`; None: in `files_dir` under its id."""
+    """Where its bytes lie, relative to `data_dir`, or the URL of an object; None: in `files_dir` under its id."""
     project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id", ondelete="SET NULL"))
+    expires_at: Mapped[datetime | None]
+    """From when on it is there for nobody (`jobs/file_expiry.py`); None: it stays until it is deleted."""
 
 
 class Submission(Base):
@@ -178,6 +181,8 @@ class Upload(Base):
     """The digest that the completion named, if it named one."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime]
+    file_expires_after_s: Mapped[int | None] = mapped_column(Integer)
+    """How long the file is to be there once it is made; None: until it is deleted."""
 
 
 class UploadPart(Base):

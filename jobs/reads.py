@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from jobs.db import Database
 from jobs.errors import NotFoundError
+from jobs.file_expiry import is_current
 from jobs.ids import parse_event_id
 from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Host, Job, ReaperState, TunedModel
 from jobs.planning import Room
@@ -24,7 +25,6 @@ ALIVE_WITHIN_S = 60.0
 """A worker host is seen, and the reaper ticks, every 2 to 10 s; a minute of silence is several misses and not one."""
 
 T = TypeVar("T")
-Owned = TypeVar("Owned", Job, File)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def get_job(db: Database, *, organization_id: str, job_id: str) -> Job:
         NotFoundError: no such job of this organization.
     """
     with db.read() as session:
-        return _owned(session, Job, job_id, organization_id, what="fine-tuning job", param="fine_tuning_job_id")
+        return _owned_job(session, job_id, organization_id, param="fine_tuning_job_id")
 
 
 def find_jobs(db: Database, *, organization_id: str, job_ids: Sequence[str]) -> Sequence[Job]:
@@ -73,7 +73,7 @@ def list_jobs(
         query = query.where(Job.metadata_.contains(metadata) if metadata else Job.metadata_ == {})
     with db.read() as session:
         if after is not None:
-            last = _owned(session, Job, after, organization_id, what="fine-tuning job", param="after")
+            last = _owned_job(session, after, organization_id, param="after")
             query = query.where(tuple_(Job.created_at, Job.id) < tuple_(last.created_at, last.id))
         return _page(session, query, limit)
 
@@ -88,7 +88,7 @@ def list_events(
     """
     query = select(Event).where(Event.job_id == job_id).order_by(Event.seq.desc())
     with db.read() as session:
-        _owned(session, Job, job_id, organization_id, what="fine-tuning job", param="fine_tuning_job_id")
+        _owned_job(session, job_id, organization_id, param="fine_tuning_job_id")
         if after is not None:
             seq = parse_event_id(job_id, after)
             if seq is None:
@@ -115,7 +115,7 @@ def list_checkpoints(
     """
     query = select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step.desc())
     with db.read() as session:
-        _owned(session, Job, job_id, organization_id, what="fine-tuning job", param="fine_tuning_job_id")
+        _owned_job(session, job_id, organization_id, param="fine_tuning_job_id")
         if after is not None:
             last = session.get(Checkpoint, after)
             if last is None or last.job_id != job_id:
@@ -153,14 +153,21 @@ def get_file(db: Database, *, organization_id: str, file_id: str, param: str = "
         NotFoundError: no such file of this organization.
     """
     with db.read() as session:
-        return _owned(session, File, file_id, organization_id, what="file", param=param)
+        return _owned_file(session, file_id, organization_id, param=param)
 
 
 def find_file(db: Database, *, organization_id: str, file_id: str) -> File | None:
     """One file, or None where this organization has no such file."""
     with db.read() as session:
-        file = session.get(File, file_id)
-        return file if file is not None and file.organization_id == organization_id else None
+        return session.scalar(
+            select(File).where(File.id == file_id, File.organization_id == organization_id, is_current())
+        )
+
+
+def find_stored_file(db: Database, *, organization_id: str, file_id: str) -> File | None:
+    """The same for a job that has it already: it may have expired since."""
+    with db.read() as session:
+        return session.scalar(select(File).where(File.id == file_id, File.organization_id == organization_id))
 
 
 def list_files(  # noqa: PLR0913 - the parts of a query
@@ -179,7 +186,7 @@ def list_files(  # noqa: PLR0913 - the parts of a query
         NotFoundError: `after` is not a file of this organization.
     """
     order = tuple_(File.created_at, File.id)
-    query = select(File).where(File.organization_id == organization_id)
+    query = select(File).where(File.organization_id == organization_id, is_current())
     query = (
         query.order_by(File.created_at, File.id)
         if ascending
@@ -191,7 +198,7 @@ def list_files(  # noqa: PLR0913 - the parts of a query
         query = query.where(File.project_id == project_id)
     with db.read() as session:
         if after is not None:
-            last = _owned(session, File, after, organization_id, what="file", param="after")
+            last = _owned_file(session, after, organization_id, param="after")
             key = tuple_(last.created_at, last.id)
             query = query.where(order > key if ascending else order < key)
         return _page(session, query, limit)
@@ -335,12 +342,20 @@ def read_readiness(db: Database) -> Readiness:
     )
 
 
-def _owned(session: Session, table: type[Owned], row_id: str, organization_id: str, *, what: str, param: str) -> Owned:
-    """A row of this organization; another organization's is as absent as one that does not exist."""
-    row = session.get(table, row_id)
-    if row is None or row.organization_id != organization_id:
-        raise NotFoundError(f"No such {what}: {row_id}", param=param)
-    return row
+def _owned_job(session: Session, job_id: str, organization_id: str, *, param: str) -> Job:
+    """A job of this organization; another organization's is as absent as one that does not exist."""
+    job = session.get(Job, job_id)
+    if job is None or job.organization_id != organization_id:
+        raise NotFoundError(f"No such fine-tuning job: {job_id}", param=param)
+    return job
+
+
+def _owned_file(session: Session, file_id: str, organization_id: str, *, param: str) -> File:
+    """The same for a file; one that has expired is as absent."""
+    file = session.scalar(select(File).where(File.id == file_id, File.organization_id == organization_id, is_current()))
+    if file is None:
+        raise NotFoundError(f"No such file: {file_id}", param=param)
+    return file
 
 
 def _page(session: Session, query: Select[T], limit: int) -> Page[T]:

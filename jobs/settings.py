@@ -5,11 +5,17 @@ Server and worker each extend this class by their own. Nothing else in the servi
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from jobs.storage import is_installed
+
+# A bucket's name as S3 has them, and a prefix without anything that a URL would have to escape.
+_STORAGE_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_.=-]+)*")
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 
@@ -28,7 +34,9 @@ class JobsSettings(BaseSettings):
     broker_url: str
     """Celery's broker: `redis://host:6379/0` or `redis+socket:///path/vk.sock?virtual_host=0`."""
     data_dir: Path
-    """Uploaded files, run folders and tuned models; shared between server and workers."""
+    """Uploaded files (unless a store keeps them), run folders and tuned models; shared between server and workers."""
+    storage_url: str = ""
+    """`s3://bucket` or `s3://bucket/prefix`: the object store that keeps the bytes of files. Empty: `data_dir` does."""
     model_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Colon-separated folders that hold base models, one folder each; `data_dir/models` is always one."""
     allow_hub_downloads: bool = False
@@ -53,6 +61,18 @@ class JobsSettings(BaseSettings):
     @classmethod
     def _split_roots(cls, value: object) -> object:
         return tuple(Path(part) for part in value.split(":") if part) if isinstance(value, str) else value
+
+    @field_validator("storage_url")
+    @classmethod
+    def _can_be_used(cls, value: str) -> str:
+        if not value:
+            return value
+        url = value.rstrip("/")
+        if not _STORAGE_URL.fullmatch(url):
+            raise ValueError("must be s3://bucket or s3://bucket/prefix, or empty for the data folder")
+        if not is_installed():
+            raise ValueError("needs the library for S3: pip install 'lomo-server[s3]'")
+        return url
 
     @property
     def base_model_roots(self) -> tuple[Path, ...]:

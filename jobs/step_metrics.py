@@ -12,7 +12,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from jobs.db import Database
 from jobs.ids import new_file_id
+from jobs.loose_objects import adopt
 from jobs.models import File, Job
 
 FILE_NAME = "step_metrics.csv"
@@ -47,11 +48,12 @@ _ROWS = text("""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultFile:
-    """A result file that has been written; `path` is relative to the data folder."""
+    """A result file that has been written; `path` is as that of `File`."""
 
     path: str
     num_bytes: int
     sha256: str
+    file_id: str = field(default_factory=new_file_id)
 
 
 def write_step_metrics(db: Database, *, job_id: str, path: Path, data_dir: Path) -> ResultFile:
@@ -82,7 +84,7 @@ def add_result_file(session: Session, job: Job, result: ResultFile) -> None:
     """Make a result file one of the organization's files, and the job's own."""
     session.add(
         File(
-            id=new_file_id(),
+            id=result.file_id,
             organization_id=job.organization_id,
             project_id=job.project_id,
             filename=FILE_NAME,
@@ -93,6 +95,7 @@ def add_result_file(session: Session, job: Job, result: ResultFile) -> None:
             path=result.path,
         )
     )
+    adopt(session, result.path)
 
 
 def _chunks(db: Database, job_id: str) -> Iterator[bytes]:

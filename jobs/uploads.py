@@ -25,7 +25,8 @@ from sqlalchemy.orm import Session
 
 from jobs.db import Database
 from jobs.errors import BusyError, InvalidRequestError, InvalidStateError, JobsError, NotFoundError
-from jobs.files import Written, add_file, store_bytes, sync_folder
+from jobs.file_expiry import is_current
+from jobs.files import Written, add_file, discard, store_bytes, sync_folder
 from jobs.ids import new_part_id, new_upload_id
 from jobs.models import File, Upload, UploadPart
 from jobs.quotas import check_storage
@@ -98,8 +99,17 @@ class IncomingPart:
         self._unfinished.unlink(missing_ok=True)
 
 
-def create(db: Database, *, organization_id: str, filename: str, purpose: str, num_bytes: int) -> Upload:
-    """Begin an upload of `num_bytes` in all, which from now on count as stored.
+def create(
+    db: Database,
+    *,
+    organization_id: str,
+    filename: str,
+    purpose: str,
+    num_bytes: int,
+    file_expires_after_s: int | None = None,
+) -> Upload:
+    """Begin an upload of `num_bytes` in all, which from now on count as stored. With `file_expires_after_s` the file
+    that it becomes is there for that long.
 
     Raises:
         QuotaError: the organization may not store so much.
@@ -112,6 +122,7 @@ def create(db: Database, *, organization_id: str, filename: str, purpose: str, n
             filename=filename,
             purpose=purpose,
             num_bytes=num_bytes,
+            file_expires_after_s=file_expires_after_s,
             expires_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, EXPIRES_AFTER_S),
         )
         session.add(upload)
@@ -180,6 +191,7 @@ def complete(
         InvalidRequestError: the parts do not make up the file, or it cannot be trained on; names the line.
         InvalidStateError: the upload has ended.
         BusyError: it is being completed by another request.
+        StorageError: the store does not take the file.
     """
     with db.read() as session:
         upload = _owned(session, upload_id, organization_id)
@@ -193,8 +205,10 @@ def complete(
         if not is_free:
             raise BusyError(f"Upload {upload.id} is being completed by another request.")
         stored = store_bytes(
+            db,
             partial(_join, folder, parts, completion.md5),
             files_dir=settings.files_dir,
+            storage_url=settings.storage_url,
             filename=upload.filename,
             purpose=upload.purpose,
         )
@@ -210,11 +224,12 @@ def complete(
                     project_id=project_id,
                     filename=upload.filename,
                     purpose=upload.purpose,
+                    expires_after_s=upload.file_expires_after_s,
                 )
                 values = {"file_id": file.id, "part_ids": list(completion.part_ids), "md5": completion.md5}
                 _end(session, upload, UploadStatus.COMPLETED, **values)
         except JobsError:
-            (settings.files_dir / stored.file_id).unlink(missing_ok=True)
+            discard(db, stored, files_dir=settings.files_dir)
             raise
     _remove(folder)
     return upload, file
@@ -325,9 +340,9 @@ def _check_room(session: Session, upload: Upload, *, num_bytes: int) -> None:
 
 
 def _find_repeated(session: Session, upload: Upload, completion: Completion) -> File | None:
-    """The file of an upload that this very request has completed before."""
+    """The file of an upload that this very request has completed before, if it is still there."""
     same = upload.part_ids == list(completion.part_ids) and upload.md5 == completion.md5
-    return session.get(File, upload.file_id) if same and upload.file_id is not None else None
+    return session.scalar(select(File).where(File.id == upload.file_id, is_current())) if same else None
 
 
 def _ordered_parts(session: Session, upload: Upload, part_ids: Sequence[str]) -> list[UploadPart]:

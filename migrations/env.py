@@ -6,7 +6,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import create_engine, text
 
-from jobs import models, webhook_models  # noqa: F401  # their tables belong to the metadata
+from jobs import loose_objects, models, webhook_models  # noqa: F401  # their tables belong to the metadata
 from jobs.orm import Base
 
 # Two starting processes must not migrate at once; any constant of our own will do.

@@ -217,7 +217,11 @@ def json_body(schema: type[Body]) -> Callable[..., Awaitable[Body]]:
     return read
 
 
-@describes_form(file=_BINARY, purpose={"type": "string"})
+@describes_form(
+    {"expires_after[anchor]": {"type": "string"}, "expires_after[seconds]": {"type": "integer"}},
+    file=_BINARY,
+    purpose={"type": "string"},
+)
 async def read_upload_form(request: Request, _caller: Caller) -> AsyncIterator[FormData]:
     """The multipart form of an upload; its file lies in a temporary one until the request has ended."""
     async with request.form(max_files=1, max_fields=8) as form:

@@ -191,6 +191,7 @@ def describe_file(file: File) -> schemas.FileObject:
         id=file.id,
         bytes=file.num_bytes,
         created_at=_unix(file.created_at),
+        expires_at=None if file.expires_at is None else _unix(file.expires_at),
         filename=file.filename,
         purpose=file.purpose,
         num_lines=file.num_lines,

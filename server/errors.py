@@ -23,11 +23,13 @@ from jobs.db import UNREACHABLE
 from jobs.errors import (
     BusyError,
     ConflictError,
+    FileDamagedError,
     InvalidRequestError,
     InvalidStateError,
     JobsError,
     NotFoundError,
     QuotaError,
+    StorageError,
 )
 
 # Seconds: a restart of Postgres takes 0.1 to 2 s; the official client retries after as long as this says.
@@ -42,6 +44,8 @@ _STATUS: dict[type[JobsError], int] = {
     ConflictError: 409,
     BusyError: 429,
     QuotaError: 429,
+    StorageError: 503,
+    FileDamagedError: 500,
 }
 _STATUS_BY_CODE = {"file_too_large": 413, "part_too_large": 413}
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large", 415: "unsupported_media_type"}
@@ -158,8 +162,10 @@ def _handle_api_error(_request: Request, error: ApiError) -> Response:
 def _handle_jobs_error(_request: Request, error: JobsError) -> Response:
     kind = next(kind for kind in type(error).__mro__ if kind in _STATUS)
     status = _STATUS_BY_CODE.get(error.code) or _STATUS[kind]
-    is_final = status == 409 or isinstance(error, QuotaError)
-    headers = {"x-should-retry": "false"} if is_final else None
+    is_final = status == 409 or isinstance(error, QuotaError | FileDamagedError)
+    headers = {"x-should-retry": "false"} if is_final else {}
+    if isinstance(error, StorageError):
+        headers = {"Retry-After": str(_RETRY_AFTER_S)}
     return error_response(
         ApiError(status, error.message, code=error.code, param=error.param, headers=headers, details=error.details)
     )

@@ -8,7 +8,7 @@ are the texts that stand below them in the schemas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -85,11 +85,14 @@ def describes(schema: type[BaseModel], *, partial: bool = False) -> Callable[[F]
     return mark
 
 
-def describes_form(**properties: dict[str, Any]) -> Callable[[F], F]:
-    """Mark a dependency as the reader of a multipart form with these fields, all required."""
+def describes_form(
+    optional: Mapping[str, dict[str, Any]] | None = None, **required: dict[str, Any]
+) -> Callable[[F], F]:
+    """Mark a dependency as the reader of a multipart form with these fields."""
+    form = {"type": "object", "required": sorted(required), "properties": {**required, **(optional or {})}}
 
     def mark(function: F) -> F:
-        setattr(function, _BODY, {"form": properties})
+        setattr(function, _BODY, {"form": form})
         return function
 
     return mark
@@ -132,8 +135,7 @@ def _request_body(
     body: dict[str, Any], names: dict[tuple[Any, Any], dict[str, Any]], schemas: dict[str, Any]
 ) -> dict[str, Any]:
     if "form" in body:
-        form = {"type": "object", "required": sorted(body["form"]), "properties": body["form"]}
-        return {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+        return {"required": True, "content": {"multipart/form-data": {"schema": body["form"]}}}
     reference = names[body["schema"], "validation"]
     name = reference["$ref"].rpartition("/")[2]
     if body["partial"]:

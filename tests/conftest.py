@@ -6,21 +6,27 @@ process has its own servers, so tests never share a database or a broker with on
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import httpx
 import pytest
 import redis
 import structlog
 
 from jobs import migrate
 from jobs.shape_cache import SHAPES_NAME, ShapeCache
+from local.ports import reserve_port
 from local.postgres import NOT_DURABLE, Postgres
 from local.valkey import Valkey
 
@@ -29,6 +35,7 @@ T = TypeVar("T")
 _POLL_S = 0.01
 _TEMPLATE = "template_lomo"
 _database_numbers = count(1)
+_bucket_numbers = count(1)
 
 
 class WaitUntil(Protocol):
@@ -162,3 +169,83 @@ def broker_url(valkey_server: Valkey) -> str:
     with redis.Redis.from_url(valkey_server.client_url) as client:
         client.flushall()
     return valkey_server.broker_url
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket of a real object store's protocol, and its outages."""
+
+    name: str
+    endpoint: str
+    client: Any
+    """boto's, which knows nothing of ours."""
+    monkeypatch: pytest.MonkeyPatch
+
+    @property
+    def url(self) -> str:
+        """What `LOMO_STORAGE_URL` says."""
+        return f"s3://{self.name}/files"
+
+    def names(self) -> list[str]:
+        """The keys of all objects."""
+        listed = self.client.list_objects_v2(Bucket=self.name)
+        return [each["Key"] for each in listed.get("Contents", [])]
+
+    def put(self, key: str, content: bytes) -> None:
+        """Write an object over one that is there, or a new one."""
+        self.client.put_object(Bucket=self.name, Key=key, Body=content)
+
+    @contextmanager
+    def refusing_keys(self) -> Iterator[None]:
+        """The store takes nobody's credentials."""
+        set_actions = f"{self.endpoint}/moto-api/reset-auth"
+        httpx.post(set_actions, content=b"0").raise_for_status()
+        try:
+            yield
+        finally:
+            httpx.post(set_actions, content=b"inf").raise_for_status()
+
+    def go_away(self) -> None:
+        """Nothing answers at the endpoint from now on."""
+        self._connect_to(f"http://127.0.0.1:{reserve_port('127.0.0.1', 0)}")
+
+    def come_back(self) -> None:
+        """It does again."""
+        self._connect_to(self.endpoint)
+
+    def _connect_to(self, endpoint: str) -> None:
+        self.monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        forget_object_stores()
+
+
+def forget_object_stores() -> None:
+    """Let fsspec connect anew, with the environment of now. What it forgets closes its connections."""
+    file_system = importlib.import_module("s3fs").S3FileSystem
+    file_system.clear_instance_cache()
+    gc.collect()
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """The endpoint of an S3 of this process's own (moto's, over HTTP). Costs 1.5 s, once."""
+    server = importlib.import_module("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(object_store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """An empty bucket, and an environment with which it is found. Costs 50 ms."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", object_store)
+    forget_object_stores()
+    client = importlib.import_module("boto3").client("s3")
+    name = f"bucket-{next(_bucket_numbers)}"
+    client.create_bucket(Bucket=name)
+    yield Bucket(name, object_store, client, monkeypatch)
+    client.close()
+    forget_object_stores()

@@ -13,7 +13,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -21,13 +20,15 @@ import structlog
 from jobs import catalog, checking
 from jobs.checking import CheckClaim
 from jobs.db import Database
-from jobs.errors import InvalidRequestError, LeaseLostError
+from jobs.errors import InvalidRequestError, LeaseLostError, StorageError
 from jobs.lifecycle import JobFailure
 from jobs.status import JobStatus
 from lomo_core.data.check_config import CheckConfig
 from lomo_core.errors import EXIT_CODES, EngineError
 from worker.engine_process import EngineProcess, engine_environment
+from worker.input_files import InputFiles, row_finder
 from worker.outage import NOT_READY, StillAwayError, first_line, persist
+from worker.retention import INPUTS_NAME
 from worker.settings import WorkerSettings
 
 CHECKS_NAME = "checks"
@@ -42,6 +43,10 @@ _START_CPU_S, _CPU_BYTES_PER_S = 60, 64 * 1024
 _CLOCK_PER_CPU_S = 4
 
 log = structlog.get_logger(__name__)
+
+
+class _StoppingError(Exception):
+    """The worker stops before the check has begun."""
 
 
 class DataChecker:
@@ -106,7 +111,10 @@ class DataChecker:
     def _check(self, claim: CheckClaim) -> None:
         try:
             config = self._prepare(claim)
-        except InvalidRequestError as error:
+        except _StoppingError:
+            self._release(claim)
+            return
+        except (InvalidRequestError, StorageError) as error:
             self._give_up(claim, JobFailure(code=error.code, message=error.message, param=error.param))
             return
         command = [*self._settings.engine_command, "check-data", str(self._folder / _SPEC_NAME)]
@@ -114,9 +122,7 @@ class DataChecker:
         child = EngineProcess(command, folder=self._folder, environment=environment)
         exit_code = self._await(child, claim, most_s=config.most_cpu_s * _CLOCK_PER_CPU_S)
         if exit_code is None:
-            persist(
-                lambda: checking.release_check(self._db, claim), what="giving a check back", stopping=self._stopping
-            )
+            self._release(claim)
         elif exit_code == 0:
             self._finish(claim)
         else:
@@ -132,10 +138,13 @@ class DataChecker:
             what="finding the model",
             stopping=self._stopping,
         )
-        training = self._find_file(spec.training_file, param="training_file")
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True, mode=0o700)
+        inputs = self._inputs(claim)
+        training = inputs.find(spec.training_file, param="training_file")
         validation = None
         if spec.validation_file is not None:
-            validation = self._find_file(spec.validation_file, param="validation_file")
+            validation = inputs.find(spec.validation_file, param="validation_file")
         num_bytes = sum(path.stat().st_size for path in (training, validation) if path is not None)
         config = CheckConfig(
             train_path=str(training),
@@ -153,20 +162,29 @@ class DataChecker:
             seed=spec.seed,
             most_cpu_s=_START_CPU_S + num_bytes // _CPU_BYTES_PER_S,
         )
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True, mode=0o700)
         (self._folder / _SPEC_NAME).write_text(config.to_json(), encoding="utf-8")
         return config
 
-    def _find_file(self, file_id: str, *, param: str) -> Path:
-        path = self._data_dir / "files" / file_id
-        if not path.is_file():
-            raise InvalidRequestError(
-                f"The file {file_id} is not in the worker's data folder. Server and workers must share it.",
-                code="file_not_found",
-                param=param,
-            )
-        return path
+    def _inputs(self, claim: CheckClaim) -> InputFiles:
+        find_row = row_finder(self._db, organization_id=claim.organization_id)
+        renewed = time.monotonic()
+
+        def heed() -> None:
+            nonlocal renewed
+            if self._stopping.is_set():
+                raise _StoppingError
+            if time.monotonic() - renewed > self._settings.heartbeat_s:
+                renewed = time.monotonic()
+                self._renew(claim)
+
+        return InputFiles(
+            data_dir=self._data_dir,
+            folder=self._folder / INPUTS_NAME,
+            patience_s=self._settings.storage_patience_s,
+            find_row=lambda file_id: persist(lambda: find_row(file_id), what="finding a file", stopping=self._stopping),
+            heed=heed,
+            wait=self._stopping.wait,
+        )
 
     def _await(self, child: EngineProcess, claim: CheckClaim, *, most_s: float) -> int | None:
         """The exit code of a check; None where the worker stops meanwhile.
@@ -209,6 +227,9 @@ class DataChecker:
         log.info("check_ended", job_id=claim.job_id, status=status.value)
         if status is JobStatus.QUEUED:
             self._send_ring()
+
+    def _release(self, claim: CheckClaim) -> None:
+        persist(lambda: checking.release_check(self._db, claim), what="giving a check back", stopping=self._stopping)
 
     def _give_up(self, claim: CheckClaim, failure: JobFailure) -> None:
         log.info("check_given_up", job_id=claim.job_id, code=failure.code)

@@ -10,14 +10,15 @@ import fcntl
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from typing import BinaryIO
 
 import structlog
 
-from jobs import checking, host_registry, lifecycle, reads, uploads
+from jobs import checking, files, host_registry, lifecycle, loose_objects, reads, uploads
 from jobs.db import Database
-from jobs.errors import LeaseLostError
+from jobs.errors import LeaseLostError, StorageError
 from jobs.host_registry import HostReport
 from jobs.lifecycle import Claim
 from lomo_core.config import CalibrationConfig
@@ -34,6 +35,8 @@ from worker.settings import WorkerSettings
 # files and chats.
 _CONNECTIONS_PER_JOB = 3
 _CONNECTIONS_BESIDE = 5
+# A store that does not answer takes up to a minute of the reaper's thread.
+_STORE_PAUSE_S = 60.0
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +61,7 @@ class Node:
         self._slots = threading.Semaphore(settings.slots)
         self._rung = threading.Event()
         self._closed = threading.Event()
+        self._objects_not_before = 0.0
         self._lock_file: BinaryIO | None = None
         self._calibration: CalibrationConfig | None = None
         self._pulse = threading.Thread(target=self._live, name="host-pulse", daemon=True)
@@ -116,7 +120,7 @@ class Node:
         """Requeue what dead workers held, and ring for queued jobs: their message may be lost, or their wait over.
 
         One ring per host, since the host that takes a ring may not be the one that a job fits. What is left of uploads
-        that were never completed is removed as well.
+        that were never completed is removed as well, and files whose time is over.
         """
         settings = self.settings
         reaped = lifecycle.reap(
@@ -134,6 +138,23 @@ class Node:
         expired = uploads.sweep(self._db, settings)
         if expired:
             log.info("uploads_expired", upload_ids=expired)
+        removed = files.sweep_expired(self._db, data_dir=settings.data_dir)
+        if removed:
+            log.info("files_expired", file_ids=removed)
+        self._remove_objects()
+
+    def _remove_objects(self) -> None:
+        """Remove what no file names any more from the object store; not soon again if that does not answer."""
+        if time.monotonic() < self._objects_not_before:
+            return
+        try:
+            num_removed = loose_objects.sweep(self._db)
+        except StorageError as error:
+            self._objects_not_before = time.monotonic() + _STORE_PAUSE_S
+            log.warning("objects_not_removed", error=error.message)
+            return
+        if num_removed:
+            log.info("objects_removed", num_objects=num_removed)
 
     def measure_idle(self) -> int | None:
         """What is free on the device now, in bytes; None while a job runs here, whose own memory would be missing.

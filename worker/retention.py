@@ -16,6 +16,8 @@ import structlog
 _ATTEMPT_PREFIX = "attempt-"
 # The training data as token ids, which the attempts of a job share: worth its place only while the job runs.
 ENCODED_NAME = "tokens"
+# Copies of files that an object store keeps; the same is true of them.
+INPUTS_NAME = "inputs"
 log = structlog.get_logger(__name__)
 
 
@@ -24,11 +26,11 @@ def attempt_folder(runs_dir: Path, *, job_id: str, attempt: int) -> Path:
     return runs_dir / job_id / f"{_ATTEMPT_PREFIX}{attempt}"
 
 
-def remove_encoded_rows(job_folder: Path) -> None:
-    """Delete what the engine has made of the data, once no attempt will come."""
-    path = job_folder / ENCODED_NAME
-    if path.is_dir():
-        _remove(path)
+def remove_data(job_folder: Path) -> None:
+    """Delete the copies of the data, and what the engine has made of it, once no attempt will come."""
+    for path in (job_folder / ENCODED_NAME, job_folder / INPUTS_NAME):
+        if path.is_dir():
+            _remove(path)
 
 
 def prune_superseded(job_folder: Path, *, attempt: int, published: Collection[Path]) -> None:

@@ -25,7 +25,7 @@ import structlog
 
 from jobs import catalog, lifecycle, reads, step_metrics
 from jobs.db import Database
-from jobs.errors import BusyError, InvalidRequestError, LeaseLostError
+from jobs.errors import BusyError, InvalidRequestError, LeaseLostError, StorageError
 from jobs.lifecycle import Claim, JobFailure, RetryPolicy
 from jobs.run_config import RUN_CONFIG_NAME, RunPaths, api_param, to_train_config
 from jobs.shape_cache import SHAPES_NAME, ShapeCache
@@ -35,6 +35,7 @@ from lomo_core.errors import ConfigError, DiskFullError
 from lomo_core.events import JOURNAL_NAME
 from worker.engine_process import ENGINE_LOG_NAME, EngineProcess, engine_environment, hub_environment
 from worker.heartbeat import Heartbeat
+from worker.input_files import InputFiles, row_finder, send_result
 from worker.journal_shipper import JournalShipper, find_finished, ship_leftovers
 from worker.log_shipper import ship_log
 from worker.outage import STOP_PATIENCE_S, StillAwayError, persist
@@ -50,7 +51,7 @@ from worker.outcome import (
     Verdict,
     judge,
 )
-from worker.retention import ENCODED_NAME, attempt_folder, prune_superseded, remove_encoded_rows
+from worker.retention import ENCODED_NAME, INPUTS_NAME, attempt_folder, prune_superseded, remove_data
 from worker.settings import WorkerSettings
 
 T = TypeVar("T")
@@ -135,8 +136,8 @@ class JobRunner:
                 return finished
             self._prepare()
             return self._train()
-        except _GaveUpError as error:
-            return error.verdict
+        except (_GaveUpError, StorageError) as error:
+            return error.verdict if isinstance(error, _GaveUpError) else Died(error.message.rstrip("."))
         except InvalidRequestError as error:
             return GaveUp(failure=JobFailure(code=error.code, message=error.message, param=error.param))
         except ConfigError as error:
@@ -181,11 +182,12 @@ class JobRunner:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         spec = self._claim.spec
         model = self._find_model()
+        inputs = self._inputs()
         paths = RunPaths(
             run_dir=self._folder,
             model=model,
-            train=self._find_file(spec.training_file, param="training_file"),
-            validation=self._find_file(spec.validation_file, param="validation_file") if spec.validation_file else None,
+            train=inputs.find(spec.training_file, param="training_file"),
+            validation=inputs.find(spec.validation_file, param="validation_file") if spec.validation_file else None,
             resume_from=self._find_checkpoints(),
             encoded=self._job_folder / ENCODED_NAME,
             shapes=self._find_shapes(model),
@@ -233,25 +235,38 @@ class JobRunner:
         *_, answer = child.log_tail().splitlines() or [""]
         if exit_code == 0:
             return Path(answer)
+        self._end_as_asked(asked)
+        if exit_code < 0:
+            raise _GaveUpError(Died("The download of the base model was killed"))
+        raise InvalidRequestError(answer, code="model_download_failed", param="model")
+
+    def _inputs(self) -> InputFiles:
+        find_row = row_finder(self._db, organization_id=self._claim.organization_id)
+        return InputFiles(
+            data_dir=self._data_dir,
+            folder=self._job_folder / INPUTS_NAME,
+            patience_s=self._settings.storage_patience_s,
+            find_row=lambda file_id: self._persist(lambda: find_row(file_id), "finding a file"),
+            heed=self._heed,
+            wait=self._host.stopping.wait,
+        )
+
+    def _heed(self) -> None:
+        """End the attempt, which has no engine yet, if that is asked for.
+
+        Raises:
+            LeaseLostError: the lease is gone.
+        """
+        self._check_threads(None)
+        self._end_as_asked(self._asked())
+
+    def _end_as_asked(self, asked: Asked) -> None:
         if asked is Asked.CANCEL:
             raise _GaveUpError(Cancelled())
         if asked is Asked.PAUSE:
             raise _GaveUpError(Paused())
         if asked is Asked.STOP:
             raise _GaveUpError(Released(RELEASED_REASON))
-        if exit_code < 0:
-            raise _GaveUpError(Died("The download of the base model was killed"))
-        raise InvalidRequestError(answer, code="model_download_failed", param="model")
-
-    def _find_file(self, file_id: str, *, param: str) -> Path:
-        path = self._data_dir / "files" / file_id
-        if not path.is_file():
-            raise InvalidRequestError(
-                f"The file {file_id} is not in the worker's data folder. Server and workers must share it.",
-                code="file_not_found",
-                param=param,
-            )
-        return path
 
     def _find_checkpoints(self) -> tuple[Path, ...]:
         """Published checkpoints, newest first; what has gone from the disk is not worth offering to the engine."""
@@ -372,7 +387,7 @@ class JobRunner:
         self._persist(lambda: self._write(verdict, result_file), "ending the job")
         log.info("attempt_ended", verdict=type(verdict).__name__.lower())
         if isinstance(verdict, Succeeded | GaveUp | Cancelled):
-            remove_encoded_rows(self._job_folder)
+            remove_data(self._job_folder)
         if isinstance(verdict, Succeeded):
             self._prune(Path(verdict.finished.model_path))
 
@@ -380,7 +395,7 @@ class JobRunner:
         """The run's figures as a file. A full disk costs the file, of which the database has all, but not the model."""
         job_id, path = self._claim.lease.job_id, self._folder / step_metrics.FILE_NAME
         try:
-            return self._persist(
+            result = self._persist(
                 lambda: write_step_metrics(self._db, job_id=job_id, path=path, data_dir=self._data_dir),
                 "writing the result file",
             )
@@ -390,6 +405,17 @@ class JobRunner:
             message = f"The worker's disk is full: {step_metrics.FILE_NAME} could not be written."
             self._persist(lambda: lifecycle.say(self._db, self._claim.lease, message, level="warn"), "reporting")
             return None
+        url = self._settings.storage_url
+        if not url:
+            return result
+        try:
+            return self._persist(
+                lambda: send_result(self._db, result, local=path, storage_url=url), "sending the result file"
+            )
+        except StorageError as error:
+            # It stays in the data folder, as if there were no store: no reason to lose a model.
+            log.warning("result_file_kept_here", error=error.message)
+            return result
 
     def _write(self, verdict: Verdict, result_file: ResultFile | None) -> None:
         lease = self._claim.lease

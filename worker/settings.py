@@ -37,6 +37,9 @@ class WorkerSettings(JobsSettings):
     that has to wake the card takes seconds."""
     chat_idle_s: float = Field(default=60.0, ge=0)
     """How long a model that answers chats stays loaded after its last one."""
+    storage_patience_s: float = Field(default=300.0, ge=0)
+    """How long a worker waits for an object store that does not answer, before the attempt at the job counts as
+    failed. As an attempt that dies is repeated twice, an outage of 15 minutes fails no run."""
     engine_command: Annotated[tuple[str, ...], NoDecode] = (sys.executable, "-m", "lomo_core")
     """How the engine is started, as a shell would split it: for one in another environment, or below a profiler."""
     engine_threads: int | None = Field(default=None, ge=1)

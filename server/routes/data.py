@@ -50,8 +50,7 @@ def preview_row(
 ) -> schemas.RowPreview:
     """One row of a file as text and tokens, by a model's chat template and tokenizer."""
     file = reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id)
-    path = files.stored_path(file, data_dir=services.settings.data_dir).absolute()
-    if file.purpose != "fine-tune" or not path.is_file():
+    if file.purpose != "fine-tune":
         raise InvalidRequestError(f"The file {file_id} is not one to train on.", code="invalid_file_purpose")
     source = catalog.resolve_model(
         services.db, services.settings, organization_id=caller.organization_id, name=query.model
@@ -60,12 +59,13 @@ def preview_row(
         raise InvalidRequestError(
             f"The model {query.model!r} has not been downloaded yet.", code="model_not_found", param="model"
         )
-    config = limited(
-        {
-            "train_path": str(path),
-            "model_path": str(source.path.absolute()),
-            "format": "plain" if file.num_lines is None else "auto",
-            **query.model_dump(include={"row", "max_seq_length", "train_on"}),
-        }
-    )
-    return schemas.RowPreview(file_id=file_id, model=query.model, **services.previews.make(config))
+    with files.local_copy(file, data_dir=services.settings.data_dir) as path:
+        config = limited(
+            {
+                "train_path": str(path.absolute()),
+                "model_path": str(source.path.absolute()),
+                "format": "plain" if file.num_lines is None else "auto",
+                **query.model_dump(include={"row", "max_seq_length", "train_on"}),
+            }
+        )
+        return schemas.RowPreview(file_id=file_id, model=query.model, **services.previews.make(config))

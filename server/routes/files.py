@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from pathlib import Path
 from typing import Annotated, get_args
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Query
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 
 from jobs import files, quotas, reads
-from jobs.errors import InvalidRequestError, NotFoundError
+from jobs.errors import InvalidRequestError
+from jobs.file_expiry import MAX_SECONDS, MIN_SECONDS
 from server import schemas
 from server.deps import Caller, ServicesDep, UploadForm, authenticated
 from server.describe import describe_file
@@ -20,21 +24,25 @@ router = APIRouter(prefix="/v1/files", dependencies=[Depends(authenticated)])
 
 # The longest file name of common file systems.
 _MAX_FILENAME_CHARS = 255
+# What the clients make of `expires_after` in a form.
+_ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
 
 @router.post("")
 def create_file(form: UploadForm, caller: Caller, services: ServicesDep) -> schemas.FileObject:
     """Store an upload. Its lines are checked on the way to disk if it is to train on."""
-    upload, purpose = _read_form(form)
+    upload, purpose, expires_after_s = _read_form(form)
     quotas.measure_models(services.db, organization_id=caller.organization_id, data_dir=services.settings.data_dir)
     file = files.store_file(
         services.db,
         upload.file,
         files_dir=services.settings.files_dir,
+        storage_url=services.settings.storage_url,
         organization_id=caller.organization_id,
         project_id=caller.project_id,
         filename=display_name(upload.filename or ""),
         purpose=purpose,
+        expires_after_s=expires_after_s,
     )
     return describe_file(file)
 
@@ -66,14 +74,19 @@ def get_file(file_id: str, caller: Caller, services: ServicesDep) -> schemas.Fil
     return describe_file(reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id))
 
 
-@router.get("/{file_id}/content")
-def get_content(file_id: str, caller: Caller, services: ServicesDep) -> FileResponse:
+@router.get("/{file_id}/content", response_class=FileResponse)
+def get_content(file_id: str, caller: Caller, services: ServicesDep) -> Response:
     """One file's bytes, always as a download: a page in it must not run on our origin."""
     file = reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id)
-    path = files.stored_path(file, data_dir=services.settings.data_dir)
-    if not path.is_file():
-        raise NotFoundError(f"The bytes of {file.id} are no longer on this server.", param="file_id")
-    return FileResponse(path, media_type="application/octet-stream", filename=file.filename)
+    content = files.read_content(file, data_dir=services.settings.data_dir)
+    media_type = "application/octet-stream"
+    if isinstance(content, Path):
+        return FileResponse(content, media_type=media_type, filename=file.filename)
+    headers = {
+        "Content-Disposition": f"attachment; filename*=utf-8''{quote(file.filename, safe='')}",
+        "Content-Length": str(file.num_bytes),
+    }
+    return StreamingResponse(content, media_type=media_type, headers=headers)
 
 
 @router.delete("/{file_id}")
@@ -92,13 +105,13 @@ def display_name(filename: str) -> str:
     return printable[:_MAX_FILENAME_CHARS] or "upload"
 
 
-def _read_form(form: FormData) -> tuple[UploadFile, Purpose]:
-    """The two fields of an upload.
+def _read_form(form: FormData) -> tuple[UploadFile, Purpose, int | None]:
+    """The fields of an upload; the last says after how many seconds it expires.
 
     Raises:
         InvalidRequestError: one is missing or wrong, or there is another.
     """
-    unknown = sorted(set(form.keys()) - {"file", "purpose"})
+    unknown = sorted(set(form.keys()) - {"file", "purpose", _ANCHOR, _SECONDS})
     if unknown:
         raise InvalidRequestError(
             f"The field {unknown[0][:64]!r} is not supported.", code="unknown_parameter", param=unknown[0][:64]
@@ -110,6 +123,32 @@ def _read_form(form: FormData) -> tuple[UploadFile, Purpose]:
         )
     for known in get_args(Purpose):
         if purpose == known:
-            return upload, known
+            return upload, known, _read_expiry(form)
     purposes = ", ".join(get_args(Purpose))
     raise InvalidRequestError(f"The field 'purpose' must be one of: {purposes}.", param="purpose")
+
+
+def _read_expiry(form: FormData) -> int | None:
+    """The seconds of `expires_after`, which a form has as two fields; None: it has neither.
+
+    Raises:
+        InvalidRequestError: one of them is missing, or wrong.
+    """
+    if _ANCHOR not in form and _SECONDS not in form:
+        return None
+    for field, param in ((_ANCHOR, "expires_after.anchor"), (_SECONDS, "expires_after.seconds")):
+        if field not in form:
+            raise InvalidRequestError(
+                f"Send the field {field!r} as well: a file expires so many seconds after an anchor.",
+                code="missing_required_parameter",
+                param=param,
+            )
+    if form[_ANCHOR] != "created_at":
+        raise InvalidRequestError(f"The field {_ANCHOR!r} must be 'created_at'.", param="expires_after.anchor")
+    text = form[_SECONDS]
+    # Seven digits, as the highest number has.
+    if isinstance(text, str) and re.fullmatch("[0-9]{1,7}", text) and MIN_SECONDS <= int(text) <= MAX_SECONDS:
+        return int(text)
+    raise InvalidRequestError(
+        f"The field {_SECONDS!r} must be a number from {MIN_SECONDS} to {MAX_SECONDS}.", param="expires_after.seconds"
+    )

@@ -17,12 +17,6 @@ router = APIRouter(prefix="/v1/uploads", dependencies=[Depends(authenticated)])
 @router.post("")
 def create_upload(body: UploadBody, caller: Caller, services: ServicesDep) -> schemas.Upload:
     """Begin an upload. What earlier ones left behind goes first, so that it does not take the room of this one."""
-    if body.expires_after is not None:
-        raise InvalidRequestError(
-            "Files do not expire on this server: leave 'expires_after' out, and delete the file when it is not needed.",
-            code="unsupported_value",
-            param="expires_after",
-        )
     limit = services.settings.max_upload_bytes
     if body.bytes > limit:
         raise InvalidRequestError(
@@ -37,6 +31,7 @@ def create_upload(body: UploadBody, caller: Caller, services: ServicesDep) -> sc
         filename=display_name(body.filename),
         purpose=body.purpose,
         num_bytes=body.bytes,
+        file_expires_after_s=None if body.expires_after is None else body.expires_after.seconds,
     )
     return describe_upload(upload)
 

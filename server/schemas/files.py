@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from jobs.file_expiry import MAX_SECONDS, MIN_SECONDS
 from jobs.status import UploadStatus
 from jobs.uploads import MAX_PARTS
 from server.schemas.base import Answer, EdgedPage, Request
@@ -18,7 +19,8 @@ class FileObject(Answer):
     id: str
     bytes: int
     created_at: int
-    expires_at: int | None = None
+    expires_at: int | None
+    """From when on it is not there any more; None: it stays until it is deleted."""
     filename: str
     purpose: str
     status: Literal["processed"] = "processed"
@@ -47,10 +49,11 @@ Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "ev
 
 
 class ExpiresAfter(Request):
-    """When the file is to be deleted; known, to be refused with a reason. The limits are OpenAI's."""
+    """How long the file is to be there."""
 
     anchor: Literal["created_at"]
-    seconds: Annotated[int, Field(ge=3600, le=2_592_000)]
+    """Since when: of an upload, since its completion makes the file."""
+    seconds: Annotated[int, Field(ge=MIN_SECONDS, le=MAX_SECONDS)]
 
 
 class CreateUpload(Request):

@@ -54,7 +54,13 @@ class Journey:
         ]
         paged = [each.id for each in self.client.files.list(limit=2, purpose="fine-tune", order="asc")]
         assert paged[-4:] == [file.id, *others], paged
-        for other in others:
+        expiring = self.client.files.create(
+            file=("row.jsonl", self.train.read_bytes()),
+            purpose="fine-tune",
+            expires_after={"anchor": "created_at", "seconds": 3600},
+        )
+        assert expiring.expires_at == expiring.created_at + 3600
+        for other in (*others, expiring.id):
             assert self.client.files.delete(other).deleted
         expect(openai.NotFoundError, lambda: self.client.files.retrieve(others[0]))
         self.file_id = file.id
@@ -78,6 +84,17 @@ class Journey:
         )
         assert whole.file is not None
         assert whole.file.bytes == len(content)
+        lasting = self.client.uploads.create(
+            bytes=len(content),
+            filename="held_back.jsonl",
+            mime_type="text/jsonl",
+            purpose="fine-tune",
+            expires_after={"anchor": "created_at", "seconds": 7200},
+        )
+        part = self.client.uploads.parts.create(lasting.id, data=content)
+        file = self.client.uploads.complete(lasting.id, part_ids=[part.id]).file
+        assert file is not None
+        assert file.expires_at == file.created_at + 7200
         given_up = self.client.uploads.create(bytes=5, filename="x.jsonl", mime_type="text/jsonl", purpose="fine-tune")
         assert self.client.uploads.cancel(given_up.id).status == "cancelled"
         self.held_back_id = done.file.id

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from jobs import file_check, files, lifecycle, reads, submission
 from jobs.db import Database
-from jobs.errors import InvalidRequestError, InvalidStateError
+from jobs.errors import InvalidRequestError, InvalidStateError, NotFoundError
 from jobs.models import File
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec
@@ -22,7 +24,13 @@ ROW = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "c
 
 
 def store(
-    db: Database, content: bytes, folder: Path, *, purpose: str = "fine-tune", filename: str = "../../etc/passwd"
+    db: Database,
+    content: bytes,
+    folder: Path,
+    *,
+    purpose: str = "fine-tune",
+    filename: str = "../../etc/passwd",
+    expires_after_s: int | None = None,
 ) -> File:
     return files.store_file(
         db,
@@ -31,6 +39,7 @@ def store(
         organization_id=ORGANIZATION,
         filename=filename,
         purpose=purpose,
+        expires_after_s=expires_after_s,
     )
 
 
@@ -134,3 +143,41 @@ def test_pages_follow_each_other(db: Database, tmp_path: Path) -> None:
     assert not rest.has_more
     oldest = reads.list_files(db, organization_id=ORGANIZATION, limit=1, ascending=True)
     assert [file.id for file in oldest.items] == ids[:1]
+
+
+def test_an_expired_file_is_gone_at_once_and_its_bytes_by_the_next_sweep(db: Database, tmp_path: Path) -> None:
+    lasting, other = store(db, ROW, tmp_path), store(db, ROW, tmp_path, expires_after_s=3600)
+    assert lasting.expires_at is None
+    assert other.expires_at == other.created_at + timedelta(seconds=3600)
+    assert files.sweep_expired(db, data_dir=tmp_path) == []
+    expire(db, other)
+    assert reads.find_file(db, organization_id=ORGANIZATION, file_id=other.id) is None
+    with pytest.raises(NotFoundError, match=f"No such file: {other.id}"):
+        reads.get_file(db, organization_id=ORGANIZATION, file_id=other.id)
+    assert [file.id for file in reads.list_files(db, organization_id=ORGANIZATION, limit=9).items] == [lasting.id]
+    assert files.sweep_expired(db, data_dir=tmp_path) == [other.id]
+    assert files.sweep_expired(db, data_dir=tmp_path) == []
+    assert [path.name for path in (tmp_path / "files").iterdir()] == [lasting.id]
+
+
+@pytest.mark.parametrize("param", ["training_file", "validation_file"])
+def test_an_expired_file_stays_for_the_job_that_needs_it(db: Database, tmp_path: Path, param: str) -> None:
+    file = store(db, ROW, tmp_path, expires_after_s=3600)
+    spec = JobSpec.model_validate({"model": "m", "training_file": "file-1", "seed": 1, param: file.id})
+    for organization_id in (ORGANIZATION, "org-other"):
+        submission.submit(
+            db, planned=PlannedJob(spec=spec), organization_id=organization_id, api_key_id=None, metadata={}
+        )
+    expire(db, file)
+    assert files.sweep_expired(db, data_dir=tmp_path) == []
+    assert (tmp_path / "files" / file.id).read_bytes() == ROW
+    lifecycle.succeed(db, claim(db).lease, model_path="m", weights_sha256="w", trained_tokens=1)
+    # The other organization's job names the file as well, which is not its own.
+    assert files.sweep_expired(db, data_dir=tmp_path) == [file.id]
+    assert list((tmp_path / "files").iterdir()) == []
+
+
+def expire(db: Database, file: File) -> None:
+    """Let a file's time be over."""
+    with db.transaction() as session:
+        session.execute(text("UPDATE files SET expires_at = now() WHERE id = :id"), {"id": file.id})

@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,14 @@ class Uploader:
         self.db = db
         self.settings = settings
 
-    def create(self, num_bytes: int, *, purpose: str = "fine-tune") -> Upload:
+    def create(self, num_bytes: int, *, purpose: str = "fine-tune", expires_after_s: int | None = None) -> Upload:
         return uploads.create(
-            self.db, organization_id=ORGANIZATION, filename="a.jsonl", purpose=purpose, num_bytes=num_bytes
+            self.db,
+            organization_id=ORGANIZATION,
+            filename="a.jsonl",
+            purpose=purpose,
+            num_bytes=num_bytes,
+            file_expires_after_s=expires_after_s,
         )
 
     def open(self, upload: Upload) -> uploads.IncomingPart:
@@ -110,6 +116,17 @@ def test_a_completion_that_is_repeated_has_the_same_answer(uploader: Uploader) -
     with pytest.raises(InvalidStateError, match="already been completed"):
         uploader.complete(upload, part, md5="0" * 32)
     files.delete_file(uploader.db, file, data_dir=uploader.settings.data_dir)
+    with pytest.raises(InvalidStateError, match="already been completed"):
+        uploader.complete(upload, part)
+
+
+def test_a_completion_that_is_repeated_after_its_file_has_expired(uploader: Uploader) -> None:
+    upload = uploader.create(len(ROW), expires_after_s=3600)
+    part = uploader.add(upload, ROW)
+    file = uploader.complete(upload, part)
+    assert file.expires_at == file.created_at + timedelta(seconds=3600)
+    with uploader.db.transaction() as session:
+        session.execute(text("UPDATE files SET expires_at = now()"))
     with pytest.raises(InvalidStateError, match="already been completed"):
         uploader.complete(upload, part)
 

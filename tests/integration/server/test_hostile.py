@@ -180,7 +180,22 @@ BAD_FIELDS = [
     ({"purpose": ""}, "purpose"),
     ({"purpose": "fine-tune-results"}, "purpose"),
     ({"purpose": "x\0"}, "purpose"),
-    ({"purpose": "fine-tune", "expires_after[anchor]": "created_at"}, "expires_after[anchor]"),
+    ({"purpose": "fine-tune", "expires_after": "3600"}, "expires_after"),
+    ({"purpose": "fine-tune", "expires_after[anchor]": "created_at"}, "expires_after.seconds"),
+    ({"purpose": "fine-tune", "expires_after[seconds]": "3600"}, "expires_after.anchor"),
+    *(
+        ({"purpose": "fine-tune", "expires_after[anchor]": anchor, "expires_after[seconds]": seconds}, param)
+        for anchor, seconds, param in (
+            ("last_active_at", "3600", "expires_after.anchor"),
+            ("created_at", "3599", "expires_after.seconds"),
+            ("created_at", "2592001", "expires_after.seconds"),
+            ("created_at", "-3600", "expires_after.seconds"),
+            ("created_at", "3600.0", "expires_after.seconds"),
+            ("created_at", "\u0663\u0666\u0660\u0660", "expires_after.seconds"),
+            ("created_at", "9" * 5000, "expires_after.seconds"),
+            ("created_at", "", "expires_after.seconds"),
+        )
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+from sqlalchemy import text
 
 from jobs import lifecycle
 from lomo_core import events as engine
@@ -156,6 +157,30 @@ def test_files(client: openai.OpenAI) -> None:
     assert client.files.delete(other.id).deleted is True
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(other.id)
+
+
+def test_a_file_that_expires(site: Site, client: openai.OpenAI) -> None:
+    file = client.files.create(
+        file=("a.jsonl", TRAIN_ROW), purpose="fine-tune", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
+    assert file.expires_at == file.created_at + 3600
+    assert [listed.expires_at for listed in client.files.list()] == [file.expires_at]
+    job_id = site.submit(training_file=file.id)
+    with site.db.transaction() as session:
+        session.execute(text("UPDATE files SET expires_at = now()"))
+    for absent in (client.files.retrieve, client.files.content, client.files.delete):
+        with pytest.raises(openai.NotFoundError) as missing:
+            absent(file.id)
+        assert missing.value.param == "file_id"
+    assert list(client.files.list()) == []
+    with pytest.raises(openai.NotFoundError):
+        client.files.list(after=file.id)
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.fine_tuning.jobs.create(model=MODEL, training_file=file.id)
+    assert (refused.value.code, refused.value.param) == ("file_not_found", "training_file")
+    # The job that was created before keeps its data.
+    assert site.claim(job_id).job_id == job_id
+    assert (site.settings.files_dir / file.id).read_bytes() == TRAIN_ROW
 
 
 def test_errors_are_typed_and_say_why(site: Site, client: openai.OpenAI) -> None:

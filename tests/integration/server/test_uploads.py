@@ -101,6 +101,17 @@ def test_each_step_by_the_official_client(site: Site, client: openai.OpenAI) -> 
     with pytest.raises(openai.BadRequestError, match="has been cancelled") as caught:
         client.uploads.parts.create(upload.id, data=TRAIN_ROW)
     assert caught.value.code == "invalid_state"
+    lasting = client.uploads.create(
+        bytes=len(TRAIN_ROW),
+        filename="a.jsonl",
+        mime_type="text/plain",
+        purpose="fine-tune",
+        expires_after={"anchor": "created_at", "seconds": 7200},
+    )
+    part = client.uploads.parts.create(lasting.id, data=TRAIN_ROW)
+    file = client.uploads.complete(lasting.id, part_ids=[part.id]).file
+    assert file is not None
+    assert file.expires_at == file.created_at + 7200
     in_memory = client.uploads.upload_file_chunked(
         file=b"\0\xff" * 10, filename="x.bin", bytes=20, mime_type="image/png", purpose="vision"
     )
@@ -172,7 +183,10 @@ BAD_CREATIONS: list[tuple[dict[str, Any], str]] = [
     ({"filename": "x" * 1025}, "filename"),
     ({"filename": None}, "filename"),
     ({"mime_type": ""}, "mime_type"),
-    ({"expires_after": {"anchor": "created_at", "seconds": 3600}}, "expires_after"),
+    ({"expires_after": {"anchor": "last_active_at", "seconds": 3600}}, "expires_after.anchor"),
+    ({"expires_after": {"anchor": "created_at"}}, "expires_after.seconds"),
+    ({"expires_after": {"anchor": "created_at", "seconds": "3600"}}, "expires_after.seconds"),
+    ({"expires_after": {"anchor": "created_at", "seconds": 2_592_001}}, "expires_after.seconds"),
     ({"expires_after": {"anchor": "created_at", "seconds": 1}}, "expires_after.seconds"),
     ({"size": 1}, "size"),
 ]

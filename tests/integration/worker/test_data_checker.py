@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from jobs import checking, lifecycle, submission
+from jobs import checking, files, lifecycle, submission
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec
 from jobs.status import JobStatus
@@ -20,6 +21,8 @@ from tests.support.tiny_model import PLAIN_TEMPLATE, chat_rows, make_tiny_model
 from tests.support.worker_bench import MODEL, ORGANIZATION
 from worker import data_checker
 from worker.data_checker import DataChecker
+
+from ...conftest import Bucket
 
 DEADLINE_S = 60
 BAD = Path(__file__).parents[2] / "data" / "bad"
@@ -193,3 +196,53 @@ def test_a_stopping_worker_gives_its_check_back_and_a_busy_one_checks_on(
     )
     assert (found.job_id, found.number) == (job_id, 1)
     slot.release()
+
+
+def test_files_in_an_object_store_are_fetched_for_the_check(
+    bench: Any, checker: DataChecker, place_model: Callable[..., None], bucket: Bucket
+) -> None:
+    place_model()
+    job_id = submit_stored(bench, bucket, lines(chat_rows(3)))
+    assert checker.check_next()
+    assert bench.job(job_id).status == JobStatus.QUEUED, bench.messages(job_id)
+    assert list((bench.settings.data_dir / "checks").rglob("*")) == []
+
+
+def test_a_check_whose_store_does_not_answer_says_so(bench: Any, checker: DataChecker, bucket: Bucket) -> None:
+    job_id = submit_stored(bench, bucket, lines(chat_rows(3)))
+    bucket.go_away()
+    checker._settings = checker._settings.model_copy(update={"storage_patience_s": 0.0})
+    assert checker.check_next()
+    job = bench.job(job_id)
+    assert (job.status, job.error["code"]) == (JobStatus.FAILED, "storage_unavailable")
+    assert "the object store does not answer" in job.error["message"]
+
+
+def test_a_worker_that_stops_gives_back_a_check_that_waits_for_the_store(
+    bench: Any, checker: DataChecker, bucket: Bucket
+) -> None:
+    job_id = submit_stored(bench, bucket, lines(chat_rows(3)))
+    bucket.go_away()
+    checker._stopping.set()
+    assert checker.check_next()
+    assert bench.job(job_id).status == JobStatus.VALIDATING_FILES
+    claim = checking.claim_check(bench.db, owner="host-b/1", lease_s=60, max_failures=1)
+    assert claim is not None
+    assert claim.number == 1
+
+
+def submit_stored(bench: Any, bucket: Bucket, content: bytes) -> str:
+    """Create a job whose file lies in a bucket and is to be checked. Returns its id."""
+    file = files.store_file(
+        bench.db,
+        io.BytesIO(content),
+        files_dir=bench.settings.files_dir,
+        storage_url=bucket.url,
+        organization_id=ORGANIZATION,
+        filename="a.jsonl",
+        purpose="fine-tune",
+    )
+    spec = JobSpec.model_validate({"model": MODEL, "seed": 1, "training_file": file.id})
+    planned = PlannedJob(spec=spec, check_files=True)
+    job = submission.submit(bench.db, planned=planned, organization_id=ORGANIZATION, api_key_id=None, metadata={})
+    return job.id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -287,6 +288,25 @@ def test_the_reaper_sweeps_away_uploads_whose_hour_is_over(bench: Any) -> None:
         session.execute(text("UPDATE uploads SET expires_at = now()"))
     bench.node().reap()
     assert list(settings.uploads_dir.iterdir()) == []
+
+
+def test_the_reaper_removes_files_whose_time_is_over(bench: Any) -> None:
+    settings = bench.node().settings
+    files.store_file(
+        bench.db,
+        io.BytesIO(b"x"),
+        files_dir=settings.files_dir,
+        organization_id="org",
+        filename="a",
+        purpose="vision",
+        expires_after_s=3600,
+    )
+    bench.node().reap()
+    assert len(list(settings.files_dir.iterdir())) == 1
+    with bench.db.transaction() as session:
+        session.execute(text("UPDATE files SET expires_at = now()"))
+    bench.node().reap()
+    assert list(settings.files_dir.iterdir()) == []
 
 
 def test_the_reaper_requeues_what_a_silent_worker_held(bench: Any, wait_until: Any) -> None:
