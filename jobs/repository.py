@@ -19,13 +19,17 @@ from sqlalchemy.orm import Session
 from jobs.errors import LeaseLostError, NotFoundError
 from jobs.models import NOTIFY_CHANNEL, Job
 
-_INSERT_EVENTS = text("""
-    INSERT INTO events (job_id, seq, attempt, line, level, type, message, data, status, created_at)
-    SELECT :job_id, seq, :attempt, line, level, type, message, data, status, coalesce(created_at, now())
-    FROM json_to_recordset(:rows) AS row (
-        seq bigint, line bigint, level text, type text, message text, data jsonb, status text, created_at timestamptz
-    )
-""")
+# Listeners wake at the commit; Postgres folds equal notifications of one transaction into one.
+_INSERT_EVENTS = text(f"""
+    WITH inserted AS (
+        INSERT INTO events (job_id, seq, attempt, line, level, type, message, data, status, created_at)
+        SELECT :job_id, seq, :attempt, line, level, type, message, data, status, coalesce(created_at, now())
+        FROM json_to_recordset(:rows) AS row (
+            seq bigint, line bigint, level text, type text, message text, data jsonb, status text,
+            created_at timestamptz
+        )
+    ) SELECT pg_notify('{NOTIFY_CHANNEL}', :job_id)
+""")  # noqa: S608 - a constant of ours
 _NUL_ESCAPE = b"\\u0000"
 
 
@@ -87,9 +91,7 @@ def append_events(session: Session, job_id: str, attempt: int, events: Sequence[
     last_seq: int = session.execute(
         update(Job).where(Job.id == job_id).values(last_seq=Job.last_seq + len(events)).returning(Job.last_seq)
     ).scalar_one()
-    first = last_seq - len(events) + 1
-    _insert_events(session, job_id, attempt, first, events)
-    notify(session, job_id)
+    insert_events(session, job_id, attempt, last_seq - len(events) + 1, events)
     return last_seq
 
 
@@ -105,7 +107,8 @@ def insert_rows(session: Session, statement: TextClause, rows: Sequence[Mapping[
     session.execute(statement, {"rows": document.decode(), **constants})
 
 
-def _insert_events(session: Session, job_id: str, attempt: int, first: int, events: Sequence[NewEvent]) -> None:
+def insert_events(session: Session, job_id: str, attempt: int, first: int, events: Sequence[NewEvent]) -> None:
+    """Insert events numbered from `first` on, which the job's counter has passed already, and wake the listeners."""
     rows = [
         {
             "seq": first + offset,

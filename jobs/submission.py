@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from jobs.checkpoint_names import hold_maker
@@ -14,7 +14,7 @@ from jobs.ids import new_job_id
 from jobs.models import ApiKey, DataCheck, Job
 from jobs.planning import PlannedJob, describe_changes, gib
 from jobs.quotas import check_submission
-from jobs.repository import NewEvent, append_events
+from jobs.repository import NewEvent, insert_events
 from jobs.status import JobStatus
 
 
@@ -34,10 +34,9 @@ def submit(
     Raises:
         QuotaError: the organization may not have another job.
     """
-    job = _new_job(planned, organization_id=organization_id, api_key_id=api_key_id, metadata=metadata)
+    values = _values(planned, organization_id=organization_id, api_key_id=api_key_id, metadata=metadata)
     with db.transaction() as session:
-        _queue(session, job, planned)
-        return job
+        return _queue(session, values, planned)
 
 
 def submit_once(
@@ -55,49 +54,51 @@ def submit_once(
         ConflictError: another request with the same key has.
         QuotaError: see `submit`.
     """
-    job = _new_job(planned, organization_id=organization_id, api_key_id=api_key_id, metadata=metadata)
+    values = _values(planned, organization_id=organization_id, api_key_id=api_key_id, metadata=metadata)
     with db.transaction() as session:
         made = find_made(session, arrival)
         if made is not None:
             return made, False
-        _queue(session, job, planned)
+        job = _queue(session, values, planned)
         record(session, arrival, job)
         return job, True
 
 
-def _new_job(planned: PlannedJob, *, organization_id: str, api_key_id: str | None, metadata: dict[str, str]) -> Job:
+def _values(
+    planned: PlannedJob, *, organization_id: str, api_key_id: str | None, metadata: dict[str, str]
+) -> dict[str, Any]:
     spec = planned.spec
-    return Job(
-        id=new_job_id(),
-        organization_id=organization_id,
-        api_key_id=api_key_id,
-        project_id=select(ApiKey.project_id).where(ApiKey.id == api_key_id).scalar_subquery(),
-        status=JobStatus.QUEUED,
-        spec=spec.model_dump(mode="json"),
-        metadata_=metadata,
-        priority=spec.lomo.priority,
-        plan=planned.plan,
-        planned_bytes=planned.planned_bytes,
-    )
+    return {
+        "id": new_job_id(),
+        "organization_id": organization_id,
+        "api_key_id": api_key_id,
+        "project_id": select(ApiKey.project_id).where(ApiKey.id == api_key_id).scalar_subquery(),
+        "status": JobStatus.VALIDATING_FILES if planned.check_files else JobStatus.QUEUED,
+        "spec": spec.model_dump(mode="json"),
+        "metadata_": metadata,
+        "priority": spec.lomo.priority,
+        "plan": planned.plan,
+        "planned_bytes": planned.planned_bytes,
+    }
 
 
-def _queue(session: Session, job: Job, planned: PlannedJob) -> None:
-    hold_maker(session, organization_id=job.organization_id, name=planned.spec.model)
-    check_submission(session, organization_id=job.organization_id, priority=job.priority)
-    check = planned.check_files
-    status = JobStatus.VALIDATING_FILES if check else JobStatus.QUEUED
-    job.status = status
-    session.add(job)
-    session.flush()
-    if check:
-        spec = planned.spec
-        session.add(DataCheck(job_id=job.id, training_file=spec.training_file, validation_file=spec.validation_file))
-        session.flush()
+def _queue(session: Session, values: dict[str, Any], planned: PlannedJob) -> Job:
+    """The job, made with as few statements as there are tables: each takes longer than what it does."""
+    spec, check = planned.spec, planned.check_files
+    hold_maker(session, organization_id=values["organization_id"], name=spec.model)
+    check_submission(session, organization_id=values["organization_id"], priority=values["priority"])
     begun = _validating(planned) if check else "Queued"
-    now = NewEvent(message=begun + _memory_message(planned), status=status, data=planned.plan)
-    events = [NewEvent(message=f"Created fine-tuning job: {job.id}"), now]
-    append_events(session, job.id, 0, events)
-    session.refresh(job)
+    now = NewEvent(message=begun + _memory_message(planned), status=values["status"], data=planned.plan)
+    events = [NewEvent(message=f"Created fine-tuning job: {values['id']}"), now]
+    job = session.scalars(insert(Job).values(**values, last_seq=len(events)).returning(Job)).one()
+    if check:
+        session.execute(
+            insert(DataCheck).values(
+                job_id=job.id, training_file=spec.training_file, validation_file=spec.validation_file
+            )
+        )
+    insert_events(session, job.id, 0, 1, events)
+    return job
 
 
 def _validating(planned: PlannedJob) -> str:

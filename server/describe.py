@@ -65,6 +65,11 @@ def describe_job(db: Database, settings: JobsSettings, *, organization_id: str, 
     return _describe(db, settings, [found])[0]
 
 
+def describe_new_job(db: Database, settings: JobsSettings, job: Job) -> schemas.FineTuningJob:
+    """A job that has just been made, so that nothing belongs to it yet."""
+    return _describe(db, settings, [(job, JobDetails())])[0]
+
+
 def _describe(
     db: Database, settings: JobsSettings, found: Sequence[tuple[Job, JobDetails]]
 ) -> list[schemas.FineTuningJob]:

@@ -19,7 +19,7 @@ from jobs.spec import JobSpec
 from lomo_core.errors import UnforeseenModelError
 from server import schemas
 from server.deps import Caller, CloneDep, CreationDep, ServicesDep, authenticated, get_watcher
-from server.describe import describe_job, describe_jobs
+from server.describe import describe_job, describe_jobs, describe_new_job
 from server.services import Services
 from server.sse import EventStreamResponse, stream_jobs
 
@@ -41,8 +41,8 @@ def create_job(
         job, is_new = _submit(services, caller, creation.body, arrival)
     if is_new:
         background.add_task(dispatch.ring, services.broker)
-    else:
-        response.headers["Idempotent-Replayed"] = "true"
+        return describe_new_job(services.db, services.settings, job)
+    response.headers["Idempotent-Replayed"] = "true"
     return describe_jobs(services.db, services.settings, [job])[0]
 
 
