@@ -203,8 +203,9 @@ def _preview(path: Path) -> int:
 def _load_tokenizer_alone(model_path: str) -> Any:
     """The tokenizer of a model, in a process that has no torch from here on.
 
-    transformers takes torch along wherever it is installed, though a tokenizer needs none of it. Until a check of ten
-    rows ends: 1.4 CPU seconds and 127 MB instead of 4.7 and 404.
+    transformers takes torch along wherever it is installed, though a tokenizer needs none of it. A check of 100 chats
+    with SmolLM2's tokenizer: 1.4 CPU seconds and 134 MB resident instead of 4.7 and 409, and the same report. Its 890
+    configurations and tokenizer classes are made either way (5.23).
     """
     sys.modules["torch"] = None  # type: ignore[assignment] # what import and find_spec take for "is not there"
     read_model_folder(model_path)

@@ -6,6 +6,7 @@ process has its own servers, so tests never share a database or a broker with on
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import threading
@@ -106,6 +107,8 @@ class KnownShapes:
     folders of the tests."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self._lock_path = folder.with_suffix(".lock")
         self._cache = ShapeCache(folder)
 
     def give(self, data_dir: Path, *configs: Mapping[str, object]) -> None:
@@ -120,15 +123,18 @@ class KnownShapes:
     def _give(self, data_dir: Path, config: bytes) -> None:
         target = data_dir / SHAPES_NAME
         target.mkdir(parents=True, exist_ok=True)
-        self._cache.read(config)
+        with self._lock_path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._cache.read(config)
         path = self._cache.path_of(config)
         shutil.copy(path, target / path.name)
 
 
 @pytest.fixture(scope="session")
-def known_shapes(tmp_path_factory: pytest.TempPathFactory) -> KnownShapes:
-    """See `KnownShapes`. Costs 6 s per model, once."""
-    return KnownShapes(tmp_path_factory.mktemp("shapes"))
+def known_shapes(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> KnownShapes:
+    """See `KnownShapes`. Costs 6 s per model, once; all of xdist's processes share what they have read."""
+    base = tmp_path_factory.getbasetemp()
+    return KnownShapes((base if worker_id == "master" else base.parent) / "known-shapes")
 
 
 @pytest.fixture(scope="session")

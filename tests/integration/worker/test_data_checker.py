@@ -129,7 +129,7 @@ def test_a_wrong_row_ends_the_job_with_its_line(
 def test_a_template_that_never_ends_fails_the_job(
     bench: Any, checker: DataChecker, place_model: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_checker, "_START_CPU_S", 7)
+    monkeypatch.setattr(data_checker, "_START_CPU_S", 4)
     place_model(FOREVER)
     job_id = submit(bench, lines(chat_rows(1)))
     checker.check_next()
