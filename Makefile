@@ -25,7 +25,7 @@ up: $(STAMP)
 	@$(BIN)/lomo up --data-dir $(DATA_DIR) --port $(PORT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart=0
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 check: $(STAMP)
 	$(BIN)/ruff check .

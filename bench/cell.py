@@ -36,8 +36,9 @@ from lomo_core.data.batches import collate
 from lomo_core.data.template import EncodedRow
 from lomo_core.execute.plain import PlainExecutor
 from lomo_core.memory.meter import Meter, reset_resident_peak, resident_peak_bytes
-from lomo_core.model import enable_activation_checkpointing, load_model, load_tokenizer, parameter_bytes
+from lomo_core.model import enable_activation_checkpointing, load_model, parameter_bytes
 from lomo_core.optim import AdaLomo, Lomo
+from lomo_core.tokenizer import load_tokenizer
 
 _STATUS = Path("/proc/self/status")
 # Small: the weights of a benchmark need not get better, but they must stay finite at every optimizer's scale.

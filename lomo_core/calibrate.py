@@ -20,10 +20,11 @@ from lomo_core.execute.plain import PlainExecutor
 from lomo_core.memory.meter import Meter, reset_resident_peak, resident_peak_bytes
 from lomo_core.memory.plan import Setting, plan
 from lomo_core.memory.process import Calibration
-from lomo_core.model import DTYPES, enable_activation_checkpointing, pick_device, silence_transformers
+from lomo_core.model import DTYPES, enable_activation_checkpointing, pick_device
 from lomo_core.optim import AdaLomo, Lomo
 from lomo_core.optim.baselines import Baseline, BaselineName
 from lomo_core.optim.protocol import RunOptimizer
+from lomo_core.tokenizer import silence_transformers
 
 _CPU = torch.device("cpu")
 _RATE = 1e-4

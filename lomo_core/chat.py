@@ -27,8 +27,9 @@ from transformers.generation.streamers import BaseStreamer
 from lomo_core.chat_text import StopText
 from lomo_core.data.rows import ChatMessage, RowError
 from lomo_core.data.template import ChatEncoder
-from lomo_core.model import load_model, load_tokenizer, pick_device
+from lomo_core.model import load_model, pick_device
 from lomo_core.model_folder import read_model_folder, stored_precision
+from lomo_core.tokenizer import load_tokenizer
 
 DEFAULT_MAX_TOKENS = 512
 # How a turn of the plain template begins; what a base model writes after its answer is the next question.

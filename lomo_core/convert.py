@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lomo_core.errors import ModelError
-from lomo_core.model import silence_transformers
+from lomo_core.tokenizer import silence_transformers
 
 
 def convert_gguf(gguf_path: Path, out_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""Loading a model and its tokenizer for training: own dtype from the start, no code from the folder, no network.
+"""Loading a model for training: own dtype from the start, no code from the folder, no network.
 
 The weights are read straight into the run's precision: a bf16 run never holds an fp32 copy of the model.
 """
@@ -18,17 +18,9 @@ from lomo_core.config import Precision
 from lomo_core.errors import ModelError
 from lomo_core.model_folder import read_model_folder
 from lomo_core.oom import is_out_of_memory
+from lomo_core.tokenizer import LOAD_ERRORS, silence_transformers
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-# What transformers raises for folders that its own checks or a model's constructor refuse.
-LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, AssertionError)
-
-
-def silence_transformers() -> None:
-    """Keep transformers' bars and advice off stderr: what matters is said in the journal."""
-    logging: Any = transformers.utils.logging
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def pick_device() -> torch.device:
@@ -46,28 +38,6 @@ def describe_device(device: torch.device) -> tuple[str, int | None]:
     name = next((line.split(":", 1)[1].strip() for line in names if line.startswith("model name")), "unknown")
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     return f"cpu ({name})", total
-
-
-def load_tokenizer(path: str | Path) -> Any:
-    """Load the fast tokenizer of a checked folder; it has a padding token afterwards.
-
-    Raises:
-        ModelError: it cannot be loaded, or has neither padding nor end token.
-    """
-    silence_transformers()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            str(path), trust_remote_code=False, local_files_only=True
-        )
-    except LOAD_ERRORS as error:
-        raise ModelError(f"the model's tokenizer cannot be loaded: {error}", param="model") from error
-    if not tokenizer.is_fast:
-        raise ModelError("the model's tokenizer has no fast form (tokenizer.json): convert it first", param="model")
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise ModelError("the model's tokenizer has neither a padding nor an end token", param="model")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def load_model(path: str | Path, *, precision: Precision, device: torch.device) -> Any:

@@ -20,7 +20,8 @@ from lomo_core.memory.model_shapes import ModelShapes
 from lomo_core.memory.plan import Plan, Setting, plan
 from lomo_core.memory.process import TYPICAL, process_peak_bytes
 from lomo_core.memory.shapes import read_shapes
-from lomo_core.model import LOAD_ERRORS, pick_device, silence_transformers
+from lomo_core.model import pick_device
+from lomo_core.tokenizer import LOAD_ERRORS, silence_transformers
 
 # A configuration is a few KB; the largest on record lists quantised layers and has 500 KB.
 _MAX_CONFIG_BYTES = 4 * 2**20

@@ -12,9 +12,9 @@ from lomo_core.config import OptimizerConfig, OptimizerName, TrainConfig
 from lomo_core.data.token_cache import TokenCounts
 from lomo_core.errors import ConfigError, ModelError
 from lomo_core.evaluations import Evaluations
-from lomo_core.model import LOAD_ERRORS, silence_transformers
 from lomo_core.model_folder import check_model_folder
 from lomo_core.param_groups import group_parameters
+from lomo_core.tokenizer import LOAD_ERRORS, silence_transformers
 
 # Below it plain SGD hardly moves (arXiv 2306.09782 uses 5e-4 to 5e-2): the rate of somebody who is used to Adam.
 _ADAM_SCALE = 1e-4

@@ -16,7 +16,8 @@ import torch
 
 from lomo_core.build import Training
 from lomo_core.config import TrainConfig
-from lomo_core.data.batches import IGNORE, Batch, batch_width
+from lomo_core.data.batches import IGNORE, Batch
+from lomo_core.data.order import batch_width
 from lomo_core.disk_full import disk_full_named
 from lomo_core.events import MemoryBytes, MemoryVerdict
 from lomo_core.head import accepted_arguments

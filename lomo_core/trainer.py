@@ -32,7 +32,7 @@ from lomo_core.events import Checkpoint, Finished, RolledBack, Skipped, Started,
 from lomo_core.execute.plain import StepResult
 from lomo_core.failure_policy import FailureState, Outcome, Verdict
 from lomo_core.journal import Journal
-from lomo_core.model import describe_device, load_tokenizer, pick_device, weights_are_finite
+from lomo_core.model import describe_device, pick_device, weights_are_finite
 from lomo_core.oom import out_of_memory_named
 from lomo_core.probe import try_batch
 from lomo_core.resume_points import ResumePoint, drop_abandoned, earlier_checkpoints, newest_valid
@@ -41,6 +41,7 @@ from lomo_core.run_memory import BatchShape, RunMemory
 from lomo_core.run_plan import RunPlan
 from lomo_core.seeding import mix
 from lomo_core.stop import StopRequest
+from lomo_core.tokenizer import load_tokenizer
 
 # Keeps the generator's seed for dropout apart from the seed's other uses.
 _DROPOUT = 4

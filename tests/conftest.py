@@ -6,6 +6,7 @@ process has its own servers, so tests never share a database or a broker with on
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import importlib
 import json
@@ -36,6 +37,33 @@ _POLL_S = 0.01
 _TEMPLATE = "template_lomo"
 _database_numbers = count(1)
 _bucket_numbers = count(1)
+
+
+# A file runs in one process, so that what its tests share is started once (`--dist loadfile`; xdist 3.8's groups are
+# lost under pytest 9.2: pytest-xdist#1386). Those that take longest begin first, so that none is left over for one
+# process alone: all that took more than 20 s on two cores.
+_LONGEST = (
+    "tests/e2e/openai_clients/test_clients.py",
+    "tests/integration/server/test_data.py",
+    "tests/e2e/test_first_light.py",
+    "tests/integration/server/test_chat.py",
+    "tests/integration/local/test_up.py",
+    "tests/e2e/test_kill.py",
+    "tests/gpu/test_engine_on_device.py",
+    "tests/browser/test_looks.py",
+    "tests/integration/server/test_event_stream.py",
+    "tests/integration/server/test_duplicates.py",
+    "tests/browser/test_job_page.py",
+    "tests/integration/local/test_stack.py",
+    "tests/integration/cli/test_lomo.py",
+    "tests/browser/test_memory.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    ranks = {name: rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))
 
 
 class WaitUntil(Protocol):
@@ -86,6 +114,8 @@ class KnownShapes:
     folders of the tests."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self._lock_path = folder.with_suffix(".lock")
         self._cache = ShapeCache(folder)
 
     def give(self, data_dir: Path, *configs: Mapping[str, object]) -> None:
@@ -100,15 +130,18 @@ class KnownShapes:
     def _give(self, data_dir: Path, config: bytes) -> None:
         target = data_dir / SHAPES_NAME
         target.mkdir(parents=True, exist_ok=True)
-        self._cache.read(config)
+        with self._lock_path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._cache.read(config)
         path = self._cache.path_of(config)
         shutil.copy(path, target / path.name)
 
 
 @pytest.fixture(scope="session")
-def known_shapes(tmp_path_factory: pytest.TempPathFactory) -> KnownShapes:
-    """See `KnownShapes`. Costs 6 s per model, once."""
-    return KnownShapes(tmp_path_factory.mktemp("shapes"))
+def known_shapes(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> KnownShapes:
+    """See `KnownShapes`. Costs 6 s per model, once; all of xdist's processes share what they have read."""
+    base = tmp_path_factory.getbasetemp()
+    return KnownShapes((base if worker_id == "master" else base.parent) / "known-shapes")
 
 
 @pytest.fixture(scope="session")

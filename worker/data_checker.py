@@ -36,8 +36,8 @@ _SPEC_NAME, _REPORT_NAME = "check.json", "report.json"
 # A ring may be lost, or wait behind a job; asking is one read of an index that is empty most of the time.
 _LOOK_EVERY_S = 1.0
 _POLL_S = 0.05  # how late a process's end is seen; a poll is one system call
-# The start takes 4 CPU seconds (torch and transformers). SmolLM2's tokenizer and template then do 1.3 MB of chats in a
-# CPU second (8,000 rows of 480 bytes); a twentieth of that is for slower templates and machines.
+# The start takes 1.5 CPU seconds (transformers, without torch). SmolLM2's tokenizer and template then do 1.3 MB of
+# chats in a CPU second (8,000 rows of 480 bytes); a twentieth of that is for slower templates and machines.
 _START_CPU_S, _CPU_BYTES_PER_S = 60, 64 * 1024
 # On the clock: the machine has other work than this.
 _CLOCK_PER_CPU_S = 4

@@ -7,21 +7,14 @@ compute are few.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from lomo_core.data.order import batch_width
 from lomo_core.data.template import EncodedRow
 
 IGNORE = -100
-# Few different widths: the CPU's matrix library keeps code and buffers for every shape it has seen (SmolLM2, 100
-# steps of about 30 widths: 300 MB), and tensor cores like multiples of 8.
-_WIDTH_MULTIPLE = 8
-
-AnyInt = TypeVar("AnyInt", int, NDArray[np.int64])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +65,31 @@ def collate(rows: list[EncodedRow], *, pad_token_id: int) -> Batch:
     )
 
 
-def batch_width(longest: AnyInt) -> AnyInt:
-    """Columns of a batch whose longest row has so many tokens (one number, or an array of them)."""
-    return -(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
+def collate_packed(sequences: list[list[EncodedRow]], *, pad_token_id: int) -> Batch:
+    """A batch of packed sequences [B, T], padded on the left. Its rows are told apart by positions alone: it has no
+    attention mask. A column of padding is a row of its own, at position 0."""
+    width = batch_width(max(sum(len(row.ids) for row in sequence) for sequence in sequences))
+    input_ids = torch.full((len(sequences), width), pad_token_id, dtype=torch.int64)
+    position_ids = torch.zeros((len(sequences), width), dtype=torch.int64)
+    labels = torch.full((len(sequences), width), IGNORE, dtype=torch.int64)
+    for place, sequence in enumerate(sequences):
+        start = width - sum(len(row.ids) for row in sequence)
+        for row in sequence:
+            ids = torch.from_numpy(row.ids).long()
+            part = slice(start, start + len(ids))
+            input_ids[place, part] = ids
+            position_ids[place, part] = torch.arange(len(ids))
+            labels[place, part] = torch.where(torch.from_numpy(row.trained), ids, IGNORE)
+            start += len(ids)
+    rows = [row for sequence in sequences for row in sequence]
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=None,
+        position_ids=position_ids,
+        labels=labels,
+        num_tokens=sum(len(row.ids) for row in rows),
+        num_trained=sum(row.num_trained for row in rows),
+    )
 
 
 def positions(attention_mask: Tensor) -> Tensor:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lomo_core.data.batches import batch_width
 from lomo_core.seeding import mix
 
 # Rows are sorted by length within so many batches: enough to leave little padding, few enough to stay random.
 _BATCHES_PER_WINDOW = 8
+# Few different widths: the CPU's matrix library keeps code and buffers for every shape it has seen (SmolLM2, 100
+# steps of about 30 widths: 300 MB), and tensor cores like multiples of 8.
+_WIDTH_MULTIPLE = 8
 # Keeps the words of the two uses of a seed apart.
 _ROWS, _BATCH_ORDER = 1, 2
 # Constants of splitmix64, see `seeding.mix`.
@@ -25,6 +28,8 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 # Hashes computed at once: scratch memory stays in the CPU's cache.
 _BLOCK = 1 << 16
+
+AnyInt = TypeVar("AnyInt", int, NDArray[np.int64])
 
 
 class BatchPlan:
@@ -63,6 +68,11 @@ class BatchPlan:
         keys = np.arange(len(rows)) // window * (int(self._lengths.max()) + 1) + self._lengths[rows]
         batches = shuffled_range(self.batches_per_epoch, self._seed, epoch, _BATCH_ORDER)
         return rows[np.argsort(keys, kind="stable")], batches
+
+
+def batch_width(longest: AnyInt) -> AnyInt:
+    """Columns of a batch whose longest row has so many tokens (one number, or an array of them)."""
+    return -(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
 
 
 def cells_of_batches(lengths: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:

@@ -12,12 +12,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from lomo_core.data.batches import IGNORE, Batch, batch_width
 from lomo_core.data.order import cells_of_batches, longest_step, shuffled_range
-from lomo_core.data.template import EncodedRow
 
 # Keeps the words of the two uses of a seed apart from each other and from those of `order.py` and the trainer.
 _PACKING, _SEQUENCE_ORDER = 5, 6
@@ -77,33 +74,6 @@ class PackedPlan:
 
     def _order_of_epoch(self, epoch: int) -> NDArray[np.int64]:
         return shuffled_range(self.num_sequences, self._seed, epoch, _SEQUENCE_ORDER)
-
-
-def collate_packed(sequences: list[list[EncodedRow]], *, pad_token_id: int) -> Batch:
-    """A batch of packed sequences [B, T], padded on the left. Its rows are told apart by positions alone: it has no
-    attention mask. A column of padding is a row of its own, at position 0."""
-    width = batch_width(max(sum(len(row.ids) for row in sequence) for sequence in sequences))
-    input_ids = torch.full((len(sequences), width), pad_token_id, dtype=torch.int64)
-    position_ids = torch.zeros((len(sequences), width), dtype=torch.int64)
-    labels = torch.full((len(sequences), width), IGNORE, dtype=torch.int64)
-    for place, sequence in enumerate(sequences):
-        start = width - sum(len(row.ids) for row in sequence)
-        for row in sequence:
-            ids = torch.from_numpy(row.ids).long()
-            part = slice(start, start + len(ids))
-            input_ids[place, part] = ids
-            position_ids[place, part] = torch.arange(len(ids))
-            labels[place, part] = torch.where(torch.from_numpy(row.trained), ids, IGNORE)
-            start += len(ids)
-    rows = [row for sequence in sequences for row in sequence]
-    return Batch(
-        input_ids=input_ids,
-        attention_mask=None,
-        position_ids=position_ids,
-        labels=labels,
-        num_tokens=sum(len(row.ids) for row in rows),
-        num_trained=sum(row.num_trained for row in rows),
-    )
 
 
 def _pack(rows: NDArray[np.int64], lengths: NDArray[np.int64], *, capacity: int) -> list[list[int]]:

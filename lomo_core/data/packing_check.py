@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lomo_core.data.batches import Batch
-from lomo_core.data.packing import collate_packed
+from lomo_core.data.batches import Batch, collate_packed
 from lomo_core.data.template import EncodedRow
 from lomo_core.errors import ConfigError
 

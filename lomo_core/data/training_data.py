@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lomo_core.config import DataConfig
-from lomo_core.data.batches import Batch, collate
+from lomo_core.data.batches import Batch, collate, collate_packed
 from lomo_core.data.formats import RowReader
 from lomo_core.data.order import BatchPlan
-from lomo_core.data.packing import PackedPlan, collate_packed
+from lomo_core.data.packing import PackedPlan
 from lomo_core.data.token_cache import EncodeOptions, TokenDataset, Watch, open_dataset
 
 # Below `run_dir`, unless `cache_dir` names another folder.

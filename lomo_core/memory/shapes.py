@@ -33,7 +33,8 @@ from lomo_core.memory.trace import (
     fit_left,
     run_part,
 )
-from lomo_core.model import LOAD_ERRORS, find_blocks, has_linear_head
+from lomo_core.model import find_blocks, has_linear_head
+from lomo_core.tokenizer import LOAD_ERRORS
 
 # fp16 has bf16's sizes.
 _DTYPES = (torch.bfloat16, torch.float32)

@@ -9,7 +9,7 @@ from tests.browser.conftest import Dashboard, OpenPage
 from tests.browser.simulated_run import SimulatedRun, submit
 
 # One process for all of them: they share a Chromium, whose driver keeps an event loop running there.
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 
 
 @pytest.mark.parametrize("where", ["list", "job"])

@@ -11,7 +11,7 @@ from tests.browser.conftest import Dashboard, OpenPage
 from tests.browser.simulated_run import SimulatedRun, memory_mb, register, submit
 
 # One process for all of them: they share a Chromium, whose driver keeps an event loop running there.
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 
 PLAN = memory_mb(parameters=2690, gradients=113, activations=1240, other=397)  # 4.44 GB in all
 REFRESH_MS = 10_000

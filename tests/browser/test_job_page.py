@@ -16,7 +16,7 @@ from tests.browser.simulated_run import SimulatedRun, submit
 from tests.conftest import WaitUntil
 
 # One process for all of them: they share a Chromium, whose driver keeps an event loop running there.
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 
 # Memory, loss, gradient norm with learning rate, speed.
 NUM_CHARTS = 4

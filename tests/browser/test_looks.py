@@ -14,7 +14,7 @@ from tests.browser.conftest import Dashboard, OpenPage
 from tests.browser.simulated_run import PLAN, SimulatedRun, memory_mb, register, submit
 
 # One process for all of them: they share a Chromium, whose driver keeps an event loop running there.
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 
 PICTURE = Path(__file__).parents[2] / "docs" / "img" / "dashboard.png"
 TABS = ("Events", "Log", "Checkpoints", "Evaluation", "Samples", "Config")

@@ -12,7 +12,7 @@ from tests.browser.simulated_run import PLAN, SimulatedRun, memory_mb, register,
 from tests.conftest import WaitUntil
 
 # One process for all of them: they share a Chromium, whose driver keeps an event loop running there.
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 
 # The heights at which a dark line crosses the empty right end of the plot, in CSS pixels from its top: what runs over
 # nearly the whole width there is a level line (a light page has dark lines), its label aside.

@@ -8,7 +8,7 @@ from tests.browser.conftest import Dashboard, OpenPage
 from tests.browser.simulated_run import submit
 
 # One process for all of them: they share a Chromium, whose driver keeps an event loop running there.
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 
 
 def test_a_wrong_key_is_refused_in_one_sentence(open_page: OpenPage, dashboard: Dashboard) -> None:

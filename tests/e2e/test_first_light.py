@@ -22,7 +22,7 @@ from local.stack import Stack
 from tests.conftest import wait_until_true
 from tests.support.tiny_model import chat_rows, choice_rows, make_tiny_model, write_jsonl
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("first_light")]
+pytestmark = pytest.mark.slow
 
 JOB_TIMEOUT_S = 120.0  # 10 s on an idle machine, most of it the engine's imports
 TERMINAL = {"succeeded", "failed", "cancelled"}

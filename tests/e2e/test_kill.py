@@ -16,7 +16,7 @@ from tests.support.tiny_model import chat_rows, make_tiny_model
 from tests.support.worker_bench import MODEL, ORGANIZATION, SHORT, Bench, CeleryWorker, is_alive
 from worker.settings import WorkerSettings
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kill")]
+pytestmark = pytest.mark.slow
 
 JOB_TIMEOUT_S = 180.0  # 15 s on an idle machine, most of it three times the engine's imports
 ENGINE_DEATH_S = 2.0  # how long an engine may outlive its worker

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from local.stack import Stack
+from tests.conftest import KnownShapes
 from tests.support.tiny_model import chat_rows, make_tiny_model, write_jsonl
 
 INSTALL_TIMEOUT_S = 300.0  # 9 s for the client alone, 20 s with wandb and pandas
@@ -36,13 +37,14 @@ class Service:
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory, known_shapes: KnownShapes) -> Iterator[Service]:
     """Costs some 5 s to start and stop."""
     data = tmp_path_factory.mktemp("clients")
     write_jsonl(data / "train.jsonl", chat_rows(64))
     write_jsonl(data / "held_back.jsonl", chat_rows(16))
     with Stack(data / "lomo") as running:
-        make_tiny_model(running.data_dir / "models" / "tiny")
+        model = make_tiny_model(running.data_dir / "models" / "tiny")
+        known_shapes.give_file(running.data_dir, model / "config.json")
         yield Service(running, data)
 
 

@@ -15,7 +15,7 @@ from tests.conftest import wait_until_true
 from .conftest import Service
 from .journey import LEGS
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("openai_clients")]
+pytestmark = pytest.mark.slow
 
 VERSIONS = ("1.109.1", "2.8.0", "3.54.0")
 JOURNEY_TIMEOUT_S = 400.0  # 30 s on an idle machine

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("whole_stack")]
+pytestmark = pytest.mark.slow
 
 # What a user's shell may hold for other databases and networks, and what must not reach the embedded ones.
 OTHER_SETTINGS = {

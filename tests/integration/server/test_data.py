@@ -217,7 +217,7 @@ def test_a_row_is_shown_with_its_trained_tokens(site: Site, place_model: Callabl
 def test_a_hostile_template_ends_in_an_answer(
     site: Site, place_model: Callable[..., None], template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.row_preview.MOST_CPU_S", 7)
+    monkeypatch.setattr("jobs.row_preview.MOST_CPU_S", 4)
     place_model(template)
     file_id = site.upload()
     response = site.client(timeout=60).get(f"/v1/files/{file_id}/preview", params={"model": SHOWN})

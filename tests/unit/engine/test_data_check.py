@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from lomo_core.data.check import check_files, clean
 from lomo_core.data.check_config import CheckConfig
 from lomo_core.data.preview import preview_row
 from lomo_core.errors import ConfigError, DataError
-from lomo_core.model import load_tokenizer
+from lomo_core.tokenizer import load_tokenizer
 from tests.support.tiny_model import chat, chat_rows, choice_rows, make_tiny_model, write_jsonl
 
 BAD = Path(__file__).parents[2] / "data" / "bad"
@@ -164,3 +166,24 @@ def test_a_specification_with_other_fields_is_refused(tmp_path: Path) -> None:
     (tmp_path / "check.json").write_text('{"train_path": "a", "color": "red"}', encoding="utf-8")
     with pytest.raises(ConfigError, match="color"):
         CheckConfig.read(tmp_path / "check.json")
+
+
+def test_the_process_finds_the_same_without_torch(tokenizer: Any, tmp_path: Path) -> None:
+    """Here torch is loaded and takes part in transformers' imports; there it must never be."""
+    rows = write_jsonl(
+        tmp_path / "rows.jsonl", [*chat_rows(40), {"text": "plain"}, chat("\u00fc\u4f60 \U0001f600", "that")]
+    )
+    model_path = make_tiny_model(tmp_path / "model")
+    config = CheckConfig(
+        train_path=str(rows), model_path=str(model_path), report_path=str(tmp_path / "report.json"), packing=True
+    )
+    (tmp_path / "check.json").write_text(config.to_json(), encoding="utf-8")
+    command = [sys.executable, "-X", "importtime", "-m", "lomo_core", "check-data", str(tmp_path / "check.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "transformers" in loaded
+    assert "torch" not in loaded
+    found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert found == json.loads(json.dumps(check_files(config, tokenizer)))
+    assert found["training_file"]["tokens"]

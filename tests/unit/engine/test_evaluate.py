@@ -20,7 +20,8 @@ from lomo_core.data.token_cache import Watch
 from lomo_core.errors import DataError
 from lomo_core.evaluate import Evaluator, group_by_tokens
 from lomo_core.head import batch_loss
-from lomo_core.model import load_model, load_tokenizer
+from lomo_core.model import load_model
+from lomo_core.tokenizer import load_tokenizer
 from tests.support.tiny_model import VOCAB_SIZE, chat_rows, choice_rows, write_jsonl
 
 CPU = torch.device("cpu")

@@ -14,8 +14,9 @@ import torch
 from lomo_core.config import ClipConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from lomo_core.errors import InterruptedRunError
 from lomo_core.events import Checkpoint, Evaluation, Finished, Message, Sample, Started, Step
-from lomo_core.model import load_model, load_tokenizer, weights_sha256
+from lomo_core.model import load_model, weights_sha256
 from lomo_core.progress import Progress
+from lomo_core.tokenizer import load_tokenizer
 from tests.support.engine_runs import MakeConfig, StopWhen, events_of, run_here
 
 CPU = torch.device("cpu")

@@ -16,7 +16,8 @@ from lomo_core.data.order import BatchPlan
 from lomo_core.errors import DivergedError, InterruptedRunError
 from lomo_core.events import Checkpoint, Finished, Message, RolledBack, Skipped, Started, Step
 from lomo_core.failure_policy import MAX_IN_A_ROW, FailureState, Outcome, Verdict, after_rollback, first_suspect, judge
-from lomo_core.model import load_model, load_tokenizer, weights_are_finite
+from lomo_core.model import load_model, weights_are_finite
+from lomo_core.tokenizer import load_tokenizer
 from tests.support.engine_runs import MakeConfig, StopWhen, events_of, run_here
 from tests.support.faults import spoilt_token
 from tests.support.tiny_model import chat, write_jsonl

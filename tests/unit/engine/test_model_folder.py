@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lomo_core.errors import ModelError
-from lomo_core.model import describe_device, load_model, load_tokenizer, parameter_bytes, pick_device, weights_sha256
+from lomo_core.model import describe_device, load_model, parameter_bytes, pick_device, weights_sha256
 from lomo_core.model_folder import read_model_folder
+from lomo_core.tokenizer import load_tokenizer
 from tests.support.engine_runs import rewrite_json
 
 CPU = torch.device("cpu")

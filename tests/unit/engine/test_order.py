@@ -7,8 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from lomo_core.data.batches import batch_width
-from lomo_core.data.order import BatchPlan, shuffled_range
+from lomo_core.data.order import BatchPlan, batch_width, shuffled_range
 from lomo_core.seeding import shuffled
 
 

@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from lomo_core.config import DataConfig
-from lomo_core.data.batches import IGNORE, collate
-from lomo_core.data.packing import PackedPlan, collate_packed
+from lomo_core.data.batches import IGNORE, collate, collate_packed
+from lomo_core.data.packing import PackedPlan
 from lomo_core.data.packing_check import check_packing
 from lomo_core.data.template import EncodedRow
 from lomo_core.errors import ConfigError

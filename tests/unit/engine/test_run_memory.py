@@ -13,8 +13,7 @@ import torch
 from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig
 
 from lomo_core.config import CalibrationConfig, ClipConfig, OptimizerConfig, TrainConfig
-from lomo_core.data.batches import IGNORE, collate
-from lomo_core.data.packing import collate_packed
+from lomo_core.data.batches import IGNORE, collate, collate_packed
 from lomo_core.data.template import EncodedRow
 from lomo_core.events import Finished, MemoryBytes, MemoryVerdict, Message, Started, Step
 from lomo_core.journal import Journal

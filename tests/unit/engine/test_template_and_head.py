@@ -19,7 +19,8 @@ from lomo_core.data.rows import ChatMessage, ChatRow, CompletionRow, RowError, T
 from lomo_core.data.template import ChatEncoder, EncodedRow
 from lomo_core.errors import ModelError
 from lomo_core.head import ChunkedCrossEntropy, batch_loss
-from lomo_core.model import load_model, load_tokenizer
+from lomo_core.model import load_model
+from lomo_core.tokenizer import load_tokenizer
 from tests.support.tiny_model import (
     DEFAULT_SYSTEM_TEMPLATE,
     PLAIN_TEMPLATE,

@@ -20,7 +20,7 @@ from lomo_core.data.rows import ChoiceRow
 from lomo_core.data.template import EncodedRow
 from lomo_core.data.token_cache import EncodeOptions, TokenDataset, Watch, open_dataset
 from lomo_core.errors import DataError, DiskFullError, InterruptedRunError, ModelError
-from lomo_core.model import load_tokenizer
+from lomo_core.tokenizer import load_tokenizer
 from tests.support.tiny_model import TAGGED_TEMPLATE, chat, chat_rows, choice_rows, write_jsonl
 
 
