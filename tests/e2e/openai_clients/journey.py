@@ -17,10 +17,8 @@ import tarfile
 import time
 from collections.abc import Generator
 from contextlib import closing
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
 
 import openai
 
@@ -383,18 +381,12 @@ class Journey:
         raise AssertionError(f"{job_id} was {seen} and never one of {sorted(statuses)}")
 
     def _stream(self, path: str, **query: str) -> Generator[Any, None, None]:
-        """What a stream sends until its end. The client's own reader takes no comments between events."""
-        base_url = urlsplit(str(self.client.base_url))
-        given = urlencode(query | {"stream": "true"})
-        with closing(HTTPConnection(base_url.netloc, timeout=SILENCE_S)) as connection:
-            headers = {"Authorization": f"Bearer {self.client.api_key}"}
-            connection.request("GET", f"{base_url.path.rstrip('/')}{path}?{given}", headers=headers)
-            for line in connection.getresponse():
-                if line.startswith(b"data: [DONE]"):
-                    return
-                if line.startswith(b"data: "):
-                    yield json.loads(line[6:])
-        raise AssertionError(f"{path} has broken off")
+        """What a stream sends until its end, as the client's own reader takes it."""
+        options: Any = {"params": query | {"stream": "true"}, "timeout": SILENCE_S}
+        with self.client.get(
+            path, cast_to=object, options=options, stream=True, stream_cls=openai.Stream[object]
+        ) as events:
+            yield from events
 
 
 def expect(kind: type[openai.APIError], call: Any) -> Any:
