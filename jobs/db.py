@@ -76,12 +76,11 @@ def _test_connection(connection: Any, _record: ConnectionPoolEntry, _fairy: Any)
         DisconnectionError: the connection is of no use.
     """
     poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    if not poll.poll(0):
-        return
     try:
-        connection.execute("SELECT 1")
-        connection.rollback()
+        poll.register(connection.fileno(), select.POLLIN)
+        if poll.poll(0):
+            connection.execute("SELECT 1")
+            connection.rollback()
     except psycopg.Error as error:
         raise DisconnectionError("Postgres has closed the connection") from error
 
