@@ -23,7 +23,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, MutableMapping
-from contextlib import closing, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -149,9 +149,7 @@ def _train(path: Path, environment: MutableMapping[str, str]) -> int:
     stop.install()
     console = Console(stderr=True)
     with shown_in_terminal(console) if console.is_terminal else nullcontext() as view:
-        journal = Journal(config.run_dir)
-        if view is not None:
-            journal.add_listener(view.show)
+        journal = Journal(config.run_dir, show=None if view is None else view.show)
         _run(config, journal, stop, environment)
     return 0
 
@@ -167,9 +165,7 @@ def _run(config: TrainConfig, journal: Journal, stop: StopRequest, environment: 
     _offer_to_the_kernel()
     try:
         _set_up_torch(environment)
-        with closing(importlib.import_module("lomo_core.tensorboard").TensorBoardFile(journal)) as tensorboard:
-            journal.add_listener(tensorboard.note)
-            importlib.import_module("lomo_core.trainer").Trainer(config, journal, stop).run()
+        importlib.import_module("lomo_core.trainer").Trainer(config, journal, stop).run()
     except EngineError as error:
         _record(journal, _failed(error))
         raise

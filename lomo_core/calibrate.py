@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import transformers
 
-import lomo_core.tensorboard  # noqa: F401 - not used here, but loaded in every run
 from lomo_core.data.batches import Batch, collate
 from lomo_core.data.template import EncodedRow
 from lomo_core.errors import ConfigError

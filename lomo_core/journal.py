@@ -17,8 +17,9 @@ class Journal:
     """One write per event, so that a reader never sees two lines mixed, and a killed engine loses at most the last
     one."""
 
-    def __init__(self, run_dir: str | Path) -> None:
-        self._listeners: list[Callable[[Event], None]] = []
+    def __init__(self, run_dir: str | Path, *, show: Callable[[Event], None] | None = None) -> None:
+        """`show` gets each event once it is written."""
+        self._show = show
         folder = Path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / JOURNAL_NAME
@@ -35,12 +36,8 @@ class Journal:
             self._file.write(encode_line(JournalLine(time.time(), event)))
             if durable:
                 os.fsync(self._file.fileno())
-        for listener in self._listeners:
-            listener(event)
-
-    def add_listener(self, listener: Callable[[Event], None]) -> None:
-        """Have a function called with each event once it is written."""
-        self._listeners.append(listener)
+        if self._show is not None:
+            self._show(event)
 
     def say(self, level: Level, message: str) -> None:
         """Append a sentence for the reader of the log."""
