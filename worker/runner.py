@@ -281,7 +281,7 @@ class JobRunner:
     # -- the engine
 
     def _train(self) -> Verdict:
-        trackers = Trackers(self._job_folder, attempt=self._claim.lease.attempt)
+        trackers = Trackers(self._job_folder, self._claim, self._settings)
         shipper = JournalShipper(
             self._db,
             self._claim,
@@ -292,15 +292,18 @@ class JobRunner:
         )
         environment = engine_environment(num_threads=self._settings.engine_threads)
         command = [*self._settings.engine_command, "train", str(self._folder / RUN_CONFIG_NAME)]
-        engine = EngineProcess(command, folder=self._folder, environment=environment)
-        log.info("engine_started", pid=engine.pid)
-        shipping = self._start_thread(shipper.run)
         try:
+            self._warn(trackers.begin())
+            engine = EngineProcess(command, folder=self._folder, environment=environment)
+            log.info("engine_started", pid=engine.pid)
+            shipping = self._start_thread(shipper.run)
             exit_code, asked = self._watch(engine, shipping=shipping)
             log.info("engine_ended", exit_code=exit_code, asked=asked.value)
             shipper.end()
             self._await_shipping(shipping)
+            self._warn(trackers.end(self._host.stopping))
         finally:
+            trackers.kill()
             shipper.abort()
         verdict = judge(exit_code, asked=asked, finished=shipper.finished, failed=shipper.failed)
         if isinstance(verdict, GaveUp) and verdict.show_log:

@@ -54,7 +54,6 @@ def test_hyperparameters_in_two_places_must_agree() -> None:
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
-        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
         ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}}, "method.type"),
         ({"method": {"type": "reinforcement"}}, "method.type"),
         ({"method": {"type": "supervised", "dpo": {"hyperparameters": {}}}}, "method"),
