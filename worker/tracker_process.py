@@ -6,25 +6,21 @@ import contextlib
 import json
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from worker.engine_process import engine_environment
+from worker.engine_process import tracker_environment
 from worker.tracked import Point
 
 Json = dict[str, Any]
 
 _COMMAND = (sys.executable, "-m", "worker.tracker_child")
-# The tools' own variables, keys among them, and the way out of the network; else what an engine gets.
-_PASSED = re.compile(r"^((WANDB|MLFLOW)_\w+|\w+_proxy|SSL_CERT_\w+|REQUESTS_CA_BUNDLE)$", re.IGNORECASE)
-_QUIET = {"WANDB_ERROR_REPORTING": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 _MAX_WAITING = 10_000  # points: 8 MB, and at 10 steps a second a quarter of an hour
 _END_PATIENCE_S = 30.0  # for the rest, once the run has ended: importing wandb takes 5 s on a busy host
 _STOP_PATIENCE_S = 2.0  # the same where the worker stops: the job still has to be given back
@@ -43,7 +39,7 @@ class TrackerProcess:
         with log_path.open("ab") as output:
             self._process = subprocess.Popen(
                 _COMMAND,
-                env=_environment(os.environ),
+                env=tracker_environment(),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -112,7 +108,3 @@ class TrackerProcess:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = log.read().decode("utf-8", errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "it ended without a word.")
-
-
-def _environment(source: Mapping[str, str]) -> dict[str, str]:
-    return engine_environment(source) | {key: value for key, value in source.items() if _PASSED.match(key)} | _QUIET

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,21 @@ def test_wandb_offline_leaves_a_run_that_can_be_synced(bench: Any) -> None:
     assert [(row["step"], row["train/loss"]) for row in rows] == [(1, 3.0), (2, 1.5), (3, 1.0)]
     assert rows[0]["memory/peak_bytes"] == 135
     assert any(record.HasField("exit") for record in records)
+
+
+def test_each_attempt_is_a_run_and_the_jobs_are_a_group(bench: Any) -> None:
+    nameless = {"type": "wandb", "wandb": {"project": "tunes"}}
+    first = [["steps", 2], ["die", signal.SIGKILL]]
+    job_id = bench.submit(first, FINISH, integrations=[nameless])
+    assert bench.work_until_ended(bench.node(), job_id).status == "succeeded"
+    runs = []
+    for path in bench.folder(job_id).glob("wandb/offline-run-*/*.wandb"):
+        records = wandb_records(path)
+        run = next(record.run for record in records if record.HasField("run"))
+        steps = [history_row(record)["step"] for record in records if record.HasField("history")]
+        runs.append((run.run_id, run.display_name, run.run_group, steps))
+    second = f"{job_id}-2"
+    assert sorted(runs) == [(job_id, job_id, job_id, [1, 2]), (second, second, job_id, [1, 2, 3])]
 
 
 def history_row(record: Any) -> dict[str, Any]:
