@@ -16,13 +16,13 @@ FROM build AS build-cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --index-url "$TORCH_INDEX" "torch>=2.6,<2.14"
 COPY . .
-RUN pip install '.[s3]'
+RUN pip install '.[s3,wandb,mlflow]'
 
 FROM build AS build-cuda
 ARG TORCH_CUDA_INDEX=https://pypi.org/simple
 RUN pip install --index-url "$TORCH_CUDA_INDEX" "torch>=2.6,<2.14"
 COPY . .
-RUN pip install '.[s3]'
+RUN pip install '.[s3,wandb,mlflow]'
 
 FROM python:3.12-slim AS runtime
 # A fixed number, so that a volume belongs to the same user in every version of the image.

@@ -175,6 +175,34 @@ Format = Literal["auto", "plain"]
 """Of an uploaded file: rows, the first of which says what they are, or plain text."""
 
 
+# Of W&B's runs: at most 128 characters, and those of a project without what its addresses cannot have
+# (wandb/sdk/wandb_settings.py); tags have 1 to 64. Control characters would be refused by the database at the latest.
+_WandbName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
+_WandbProject = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f/\\#?%:]+$")]
+_WandbTag = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
+MAX_INTEGRATIONS = 5
+"""OpenAI's limit."""
+_MAX_TAGS = 50  # neither OpenAI nor W&B names a limit
+
+
+class WandbSettings(_Spec):
+    """Where Weights & Biases shows the run."""
+
+    project: _WandbProject
+    name: _WandbName | None = None
+    """By default the job's id."""
+    entity: _WandbName | None = None
+    """Team or user; by default that of the worker's key."""
+    tags: Annotated[list[_WandbTag], Field(max_length=_MAX_TAGS)] | None = None
+
+
+class Integration(_Spec):
+    """A tool that is told of the job's figures."""
+
+    type: Literal["wandb"]
+    wandb: WandbSettings
+
+
 DEFAULT_BATCH_SIZE = 4
 
 
@@ -195,6 +223,7 @@ class JobSpec(_Spec):
     lomo: LomoOptions = Field(default_factory=LomoOptions)
     auto: list[Choosable] = []
     """What was left to the plan of the run's memory; the values chosen stand in their places."""
+    integrations: list[Integration] = Field(default=[], max_length=MAX_INTEGRATIONS)
 
 
 def _none_if_wrong(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:

@@ -32,7 +32,10 @@ def clone_body(job: Job, overrides: Json) -> Json:
         )
     stored = spec.model_dump(mode="json")
     body: Json = {
-        **{name: stored[name] for name in ("model", "training_file", "validation_file", "suffix", "seed")},
+        **{
+            name: stored[name]
+            for name in ("model", "training_file", "validation_file", "suffix", "seed", "integrations")
+        },
         "metadata": dict(job.metadata_),
         "method": {
             "type": "supervised",

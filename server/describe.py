@@ -315,6 +315,7 @@ def _job(job: Job, details: JobDetails, settings: JobsSettings) -> schemas.FineT
         # OpenAI tells it at the end only.
         trained_tokens=job.trained_tokens if job.finished_at else None,
         error=schemas.JobError.model_validate(job.error) if job.error else None,
+        integrations=spec.integrations if isinstance(spec, JobSpec) else [],
         seed=spec.seed,
         estimated_finish=None if left_s is None else _unix(now) + round(left_s),
         user_provided_suffix=spec.suffix,

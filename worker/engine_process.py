@@ -30,6 +30,8 @@ _PASSED_NAMES = re.compile(
 )
 # For a download beside that: the hub's address, cache and token, and the way out of the network.
 _PASSED_TO_HUB = re.compile(r"^(HF_\w+|\w+_proxy|SSL_CERT_\w+|REQUESTS_CA_BUNDLE)$", re.IGNORECASE)
+# For the tools that draw runs: their own variables, keys among them, and the way out of the network.
+_PASSED_TO_TRACKERS = re.compile(r"^((WANDB|MLFLOW)_\w+|\w+_proxy|SSL_CERT_\w+|REQUESTS_CA_BUNDLE)$", re.IGNORECASE)
 
 # As the engine gives itself (figures in lomo_core/__main__.py): set here, it need not start itself once more.
 _GLIBC_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
@@ -54,6 +56,14 @@ def hub_environment(source: Mapping[str, str] | None = None) -> dict[str, str]:
     chosen = {name: value for name, value in source.items() if _PASSED_NAMES.match(name) or _PASSED_TO_HUB.match(name)}
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     return {**chosen, **quiet, "HF_HUB_OFFLINE": "0", "PYTHONUNBUFFERED": "1"}
+
+
+def tracker_environment(source: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Variables for a process that tells a run to Weights & Biases or MLflow: what tells their makers of it is off."""
+    source = os.environ if source is None else source
+    chosen = {name: value for name, value in source.items() if _PASSED_TO_TRACKERS.match(name)}
+    quiet = {"WANDB_ERROR_REPORTING": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return {**engine_environment(source), **chosen, **quiet}
 
 
 class EngineProcess:

@@ -11,12 +11,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import structlog
 
-from jobs import eventlog
+from jobs import eventlog, lifecycle
 from jobs.db import Database
 from jobs.eventlog import NumberedLine
 from jobs.lifecycle import Claim
@@ -58,11 +59,18 @@ class JournalReader:
         return lines
 
 
-class JournalShipper:
-    """Ships one attempt's journal, and the log beside it, in a thread of its own, and keeps the journal's last words.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listeners:
+    """Who hears of the lines of a journal."""
 
-    `on_checkpoint` is called after each batch that published one or more.
-    """
+    on_lines: Callable[[Sequence[NumberedLine]], Sequence[str]]
+    """Called once with each batch, before it is shipped; returns warnings for the job's events."""
+    on_checkpoint: Callable[[], None]
+    """Called after each batch that published one or more."""
+
+
+class JournalShipper:
+    """Ships one attempt's journal, and the log beside it, in a thread of its own; keeps the journal's last words."""
 
     def __init__(
         self,
@@ -72,7 +80,7 @@ class JournalShipper:
         *,
         relative: Callable[[str], str],
         every_s: float,
-        on_checkpoint: Callable[[], None],
+        listeners: Listeners,
     ) -> None:
         self._db = db
         self._claim = claim
@@ -80,7 +88,7 @@ class JournalShipper:
         self._log_reader = LogReader(path.with_name(ENGINE_LOG_NAME))
         self._relative = relative
         self._every_s = every_s
-        self._on_checkpoint = on_checkpoint
+        self._listeners = listeners
         self._ended = threading.Event()
         self._aborted = threading.Event()
         self.finished: Finished | None = None
@@ -100,7 +108,8 @@ class JournalShipper:
             lines = self._reader.read()
             if lines:
                 self._note(lines)
-                if not self._ship(lines):
+                warnings = self._listeners.on_lines(lines)
+                if not self._ship(lines) or not all(self._warn(warning) for warning in warnings):
                     return
             part = self._log_reader.read(is_last=is_last)
             if part is not None and not self._try(partial(self._ship_log, part)):
@@ -125,8 +134,11 @@ class JournalShipper:
         if not self._try(lambda: eventlog.ship(self._db, lease, lines, attempt=lease.attempt, relative=self._relative)):
             return False
         if any(isinstance(line.event, Checkpoint) for _, line in lines):
-            self._on_checkpoint()
+            self._listeners.on_checkpoint()
         return True
+
+    def _warn(self, message: str) -> bool:
+        return self._try(lambda: lifecycle.say(self._db, self._claim.lease, message, level="warn"))
 
     def _ship_log(self, part: LogPart) -> None:
         ship_part(self._db, self._claim, part, attempt=self._claim.lease.attempt)

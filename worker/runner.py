@@ -15,9 +15,10 @@ import errno
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,7 +37,7 @@ from lomo_core.events import JOURNAL_NAME
 from worker.engine_process import ENGINE_LOG_NAME, EngineProcess, engine_environment, hub_environment
 from worker.heartbeat import Heartbeat
 from worker.input_files import InputFiles, row_finder, send_result
-from worker.journal_shipper import JournalShipper, find_finished, ship_leftovers
+from worker.journal_shipper import JournalReader, JournalShipper, Listeners, find_finished, ship_leftovers
 from worker.log_shipper import ship_log
 from worker.outage import STOP_PATIENCE_S, StillAwayError, persist
 from worker.outcome import (
@@ -53,6 +54,7 @@ from worker.outcome import (
 )
 from worker.retention import ENCODED_NAME, INPUTS_NAME, attempt_folder, prune_superseded, remove_data
 from worker.settings import WorkerSettings
+from worker.trackers import Trackers, retell
 
 T = TypeVar("T")
 
@@ -159,6 +161,8 @@ class JobRunner:
             if earlier.number >= lease.attempt:
                 continue
             path = attempt_folder(self._data_dir / "runs", job_id=lease.job_id, attempt=earlier.number) / JOURNAL_NAME
+            if JournalReader(path, first=earlier.shipped_lines).read(1):
+                self._warn(retell(self._job_folder, attempt=earlier.number, journal=path))
             self._persist(self._leftover_shipper(path, attempt=earlier.number, first=earlier.shipped_lines), "shipping")
             self._ship_log(attempt=earlier.number)
             finished = find_finished(path)
@@ -277,25 +281,29 @@ class JobRunner:
     # -- the engine
 
     def _train(self) -> Verdict:
+        trackers = Trackers(self._job_folder, self._claim, self._settings)
         shipper = JournalShipper(
             self._db,
             self._claim,
             self._folder / JOURNAL_NAME,
             relative=self._relative,
             every_s=self._settings.ship_every_s,
-            on_checkpoint=self._prune,
+            listeners=Listeners(on_lines=trackers.take, on_checkpoint=self._prune),
         )
         environment = engine_environment(num_threads=self._settings.engine_threads)
         command = [*self._settings.engine_command, "train", str(self._folder / RUN_CONFIG_NAME)]
-        engine = EngineProcess(command, folder=self._folder, environment=environment)
-        log.info("engine_started", pid=engine.pid)
-        shipping = self._start_thread(shipper.run)
         try:
+            self._warn(trackers.begin())
+            engine = EngineProcess(command, folder=self._folder, environment=environment)
+            log.info("engine_started", pid=engine.pid)
+            shipping = self._start_thread(shipper.run)
             exit_code, asked = self._watch(engine, shipping=shipping)
             log.info("engine_ended", exit_code=exit_code, asked=asked.value)
             shipper.end()
             self._await_shipping(shipping)
+            self._warn(trackers.end(self._host.stopping))
         finally:
+            trackers.kill()
             shipper.abort()
         verdict = judge(exit_code, asked=asked, finished=shipper.finished, failed=shipper.failed)
         if isinstance(verdict, GaveUp) and verdict.show_log:
@@ -402,8 +410,7 @@ class JobRunner:
         except OSError as error:
             if error.errno not in _DISK_FULL:
                 raise
-            message = f"The worker's disk is full: {step_metrics.FILE_NAME} could not be written."
-            self._persist(lambda: lifecycle.say(self._db, self._claim.lease, message, level="warn"), "reporting")
+            self._warn([f"The worker's disk is full: {step_metrics.FILE_NAME} could not be written."])
             return None
         url = self._settings.storage_url
         if not url:
@@ -440,6 +447,10 @@ class JobRunner:
                 lifecycle.release(self._db, lease, reason=verdict.reason)
             case Died():
                 lifecycle.retry(self._db, lease, reason=verdict.reason, policy=self._host.retry_policy)
+
+    def _warn(self, messages: Sequence[str]) -> None:
+        for message in messages:
+            self._persist(partial(lifecycle.say, self._db, self._claim.lease, message, level="warn"), "reporting")
 
     def _persist(self, write: Callable[[], T], what: str) -> T:
         return persist(write, what=what, stopping=self._host.stopping)

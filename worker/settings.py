@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import socket
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
@@ -44,6 +44,14 @@ class WorkerSettings(JobsSettings):
     """How the engine is started, as a shell would split it: for one in another environment, or below a profiler."""
     engine_threads: int | None = Field(default=None, ge=1)
     """CPU threads of an engine; None leaves it to PyTorch (all cores)."""
+
+    wandb_mode: Literal["off", "offline", "online"] = "offline"
+    """What becomes of jobs that ask for Weights & Biases. Offline: a run folder in the job's folder, for `wandb sync`.
+    Online needs WANDB_API_KEY in the worker's environment."""
+    mlflow_tracking_uri: str = ""
+    """Where MLflow is told of every job; empty: nowhere."""
+    mlflow_experiment: str = Field(default="lomo", min_length=1, max_length=256)
+    """MLflow's name for what holds the runs."""
 
     @field_validator("heartbeat_s")
     @classmethod

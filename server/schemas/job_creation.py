@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, field_validator
 
 from jobs.errors import InvalidRequestError
 from jobs.run_config import check_options
-from jobs.spec import JobSpec, RequestedOptions
+from jobs.spec import MAX_INTEGRATIONS, Integration, JobSpec, RequestedOptions
 from server.schemas.base import Request
 
 # OpenAI's limits of `metadata`: 16 pairs, 64 characters per key, 512 per value.
@@ -70,7 +70,7 @@ class CreateJob(Request):
     suffix: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
     seed: Annotated[int, Field(ge=0, lt=NUM_SEEDS)] | None = None
     metadata: Metadata | None = None
-    integrations: list[Any] | None = None
+    integrations: Annotated[list[Integration], Field(max_length=MAX_INTEGRATIONS)] | None = None
     hyperparameters: Hyperparameters | None = None
     """Deprecated by OpenAI in favour of `method`, still sent by older clients."""
     method: Method | None = None
@@ -90,8 +90,6 @@ class CreateJob(Request):
             InvalidRequestError: a part of OpenAI's schema that is not supported, hyperparameters in two places, or
                 options that the engine cannot have together.
         """
-        if self.integrations:
-            raise _unsupported("Integrations are not supported yet.", "integrations")
         if self.method is not None and self.method.type != "supervised":
             reason = f"The method {self.method.type!r} is not supported: this server trains supervised jobs only."
             raise _unsupported(reason, "method.type")
@@ -110,6 +108,7 @@ class CreateJob(Request):
             seed=self.seed if self.seed is not None else secrets.randbelow(NUM_SEEDS),
             lomo=options,
             auto=auto,
+            integrations=self.integrations or [],
             **chosen,
         )
         check_options(spec)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from jobs.spec import Choosable, LomoOptions
+from jobs.spec import Choosable, Integration, LomoOptions
 from server.schemas.base import Answer, EdgedPage, Page
 from server.schemas.data import DataFigures
 
@@ -139,7 +139,7 @@ class FineTuningJob(Answer):
     hyperparameters: UsedHyperparameters
     trained_tokens: int | None
     error: JobError | None
-    integrations: list[Any] = Field(default=[])
+    integrations: list[Integration] = Field(default=[])
     seed: int | None
     estimated_finish: int | None
     user_provided_suffix: str | None

@@ -74,6 +74,29 @@ def test_a_job_from_upload_to_model(site: Site, client: openai.OpenAI) -> None:
     assert client.fine_tuning.jobs.create(model=name, training_file=file.id).model == name
 
 
+def test_integrations_come_back_and_a_clone_has_them_too(site: Site, client: openai.OpenAI) -> None:
+    file = client.files.create(file=("rows.jsonl", TRAIN_ROW * 3), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(
+        model=MODEL,
+        training_file=file.id,
+        integrations=[{"type": "wandb", "wandb": {"project": "tunes", "tags": ["a"]}}],
+    )
+    clone = client.post(f"/fine_tuning/jobs/{job.id}/clone", cast_to=FineTuningJob)
+    for each in (job, client.fine_tuning.jobs.retrieve(job.id), clone):
+        assert each.integrations is not None
+        [integration] = each.integrations
+        assert (integration.type, integration.wandb.project, integration.wandb.tags) == ("wandb", "tunes", ["a"])
+        assert (integration.wandb.name, integration.wandb.entity) == (None, None)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.fine_tuning.jobs.create(
+            model=MODEL,
+            training_file=file.id,
+            integrations=[{"type": "tensorboard", "wandb": {"project": "tunes"}}],  # type: ignore[typeddict-item]
+        )
+    assert caught.value.param == "integrations.0.type"
+    assert "wandb" in caught.value.message
+
+
 def assert_result_file(client: openai.OpenAI, job: FineTuningJob) -> None:
     """A job's result can be found, read and deleted, and nothing can be trained on it."""
     [file_id] = job.result_files

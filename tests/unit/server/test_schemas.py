@@ -54,7 +54,6 @@ def test_hyperparameters_in_two_places_must_agree() -> None:
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
-        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
         ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}}, "method.type"),
         ({"method": {"type": "reinforcement"}}, "method.type"),
         ({"method": {"type": "supervised", "dpo": {"hyperparameters": {}}}}, "method"),
@@ -64,6 +63,31 @@ def test_known_but_unsupported_parts_are_refused_with_a_reason(changes: dict[str
     with pytest.raises(InvalidRequestError, match=r"support|no settings") as caught:
         CreateJob.model_validate(MINIMAL | changes).to_spec()
     assert (caught.value.param, caught.value.code) == (param, "unsupported_value")
+
+
+@pytest.mark.parametrize(
+    ("wandb", "at"),
+    [
+        ({}, "project"),
+        ({"project": "a/b"}, "project"),
+        ({"project": "p" * 129}, "project"),
+        ({"project": "p", "name": "two\nlines"}, "name"),
+        ({"project": "p", "tags": [""]}, "tags"),
+        ({"project": "p", "key": "secret"}, "key"),
+    ],
+)
+def test_what_wandb_would_refuse_is_refused(wandb: dict[str, Any], at: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        CreateJob.model_validate(MINIMAL | {"integrations": [{"type": "wandb", "wandb": wandb}]})
+    [error] = caught.value.errors()
+    assert error["loc"][:4] == ("integrations", 0, "wandb", at)
+
+
+def test_at_most_five_integrations() -> None:
+    integration = {"type": "wandb", "wandb": {"project": "p"}}
+    assert len(CreateJob.model_validate(MINIMAL | {"integrations": [integration] * 5}).to_spec().integrations) == 5
+    with pytest.raises(ValidationError, match="at most 5"):
+        CreateJob.model_validate(MINIMAL | {"integrations": [integration] * 6})
 
 
 def test_options_that_the_engine_cannot_have_together_are_refused() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from worker.engine_process import EngineProcess, engine_environment, hub_environment
+from worker.engine_process import EngineProcess, engine_environment, hub_environment, tracker_environment
 
 SECRETS = {
     "LOMO_DATABASE_URL": "canary",
@@ -51,6 +51,14 @@ def test_a_download_gets_the_hubs_token_and_the_proxy_alone() -> None:
     assert "canary" not in chosen.values()
     assert chosen.items() >= open_network.items()
     assert chosen["HF_HUB_OFFLINE"] == "0"
+
+
+def test_a_tracker_knows_its_own_key_and_no_other() -> None:
+    own = {"WANDB_API_KEY": "k", "MLFLOW_TRACKING_PASSWORD": "p", "https_proxy": "http://proxy:3128"}
+    chosen = tracker_environment({**SECRETS, **NEEDED, **own})
+    assert "canary" not in chosen.values()
+    assert chosen.items() >= own.items()
+    assert not own.keys() & engine_environment({**NEEDED, **own}).keys()
 
 
 def start(folder: Path, code: str) -> EngineProcess:
