@@ -72,14 +72,14 @@ class TrackerProcess:
 
     def kill(self) -> None:
         """End it, and what it has started, at once."""
-        self._end_queue()
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        self._end_queue()
 
     def _end_queue(self) -> bool:
-        """Tell the thread that nothing more comes. A full queue takes not even that: the process is killed then, and
-        the thread ends as its pipe breaks."""
+        """Tell the thread that nothing more comes. A full queue takes not even that; once the process is dead the
+        thread then ends at its next write."""
         try:
             self._waiting.put_nowait(None)
         except queue.Full:
