@@ -144,16 +144,20 @@ class Bench:
 
 
 class CeleryWorker:
-    """A real worker: `python -m celery -A worker.app worker`, with beat in it, in a session of its own."""
+    """A real worker and a real beat, as a stack has them: `python -m celery -A worker.app worker` and `... beat`, each
+    in a session of its own. (A beat inside the worker is forked from it while its threads run, and may stand still.)"""
 
     def __init__(self, settings: WorkerSettings, *, log_path: Path, concurrency: int) -> None:
         self.log_path = log_path
-        command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "--pool=threads", "--beat"]
-        command += [f"--concurrency={concurrency}", "-Q", "jobs,control", "--without-gossip", "--without-mingle"]
-        command += ["--loglevel=INFO", "--schedule", str(log_path.with_suffix(".schedule"))]
+        command = ["worker", "--pool=threads", f"--concurrency={concurrency}", "-Q", "jobs,control"]
+        self.process = self._start([*command, "--without-gossip", "--without-mingle"], settings, log_path)
+        schedule = f"--schedule={log_path.with_suffix('.schedule')}"
+        self._beat = self._start(["beat", schedule, "--pidfile="], settings, log_path.with_suffix(".beat.log"))
+
+    def _start(self, command: list[str], settings: WorkerSettings, log_path: Path) -> subprocess.Popen[bytes]:
         with log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                command,
+            return subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "worker.app", *command, "--loglevel=INFO"],
                 cwd=log_path.parent,
                 env=environment(settings),
                 stdout=log,
@@ -167,13 +171,14 @@ class CeleryWorker:
 
     def kill(self) -> None:
         """`kill -9`, beat included; the engines, each in a session of its own, get no signal by this."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(30)
+        for process in (self.process, self._beat):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
 
     def end(self) -> None:
         """Make sure that it runs no more."""
-        if self.process.poll() is None:
-            self.kill()
+        self.kill()
 
     def kill_child(self, pid: int) -> None:
         """`kill -9` of one of its engines."""
