@@ -12,6 +12,7 @@ in which TensorBoard reads them. So no step shows twice.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ _POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected: RFC 3720, appendix 
 _MASK_DELTA = 0xA282EAD8  # tensorflow/core/lib/hash/crc32c.h
 _VERSION = "brain.Event:2"  # the first that purges by SessionLog.START
 _START = 1  # SessionLog.SessionStatus
+_MAX_SINGLE = (2 - 2**-23) * 2.0**127  # IEEE 754 binary32
 # Wire types of protocol buffers: https://protobuf.dev/programming-guides/encoding/
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -86,8 +88,10 @@ def _encode(tracked: Point | Restart) -> bytes:
 
 
 def _encode_value(tag: str, value: float) -> bytes:
-    """A `Summary.Value`: tag = 1, simple_value = 2."""
-    return _bytes_field(1, tag.encode()) + _key(2, _FIXED32) + struct.pack("<f", value)
+    """A `Summary.Value`: tag = 1, simple_value = 2, which has 32 bits: a norm that has outgrown them is infinite there,
+    where `struct` alone would refuse it."""
+    single = value if abs(value) <= _MAX_SINGLE else math.copysign(math.inf, value)
+    return _bytes_field(1, tag.encode()) + _key(2, _FIXED32) + struct.pack("<f", single)
 
 
 def _bytes_field(number: int, content: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tests.support.fake_engine import MEMORY
 from tests.support.tensorboard_files import read_events, shown
 from worker.journal_shipper import JournalReader
 from worker.tensorboard import EventFile, event_path
-from worker.tracked import read_tracked
+from worker.tracked import Point, read_tracked
 
 FINISH = [["steps", 3], ["checkpoint"], ["steps", 2], ["finish"]]
 
@@ -143,3 +144,10 @@ def step(number: int) -> events.Event:
         tokens_per_s=80.0,
         memory=MEMORY,
     )
+
+
+@pytest.mark.parametrize(("given", "expected"), [(1e39, math.inf), (-1e39, -math.inf), (3.4028234663852886e38,) * 2])
+def test_a_figure_beyond_single_precision_is_infinite(tmp_path: Path, given: float, expected: float) -> None:
+    path = event_path(tmp_path, attempt=1)
+    EventFile(path).write([Point(step=1, time_s=1.0, values={"train/grad_norm": given})])
+    assert shown(path.parent, "train/grad_norm") == [(1, expected)]
