@@ -23,12 +23,21 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
 # What a database that does not answer raises, or answers too late, or has no connection left for the caller.
-UNREACHABLE = (OperationalError, InterfaceError, PoolTimeoutError)
+UNREACHABLE = (
+    OperationalError,
+    InterfaceError,
+    PoolTimeoutError,
+    # Of `jobs.async_reads`; a pool's time-out is one of the first kind.
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+)
 
 # Seconds to connect; milliseconds for one statement, for a lock, and for a transaction left idle. A heartbeat is due
 # every 10 s, so a statement that takes longer than 5 s is of no use to anybody.
-_CONNECT_TIMEOUT_S = 3
-_SESSION_OPTIONS = "-c statement_timeout=5000 -c lock_timeout=2000 -c idle_in_transaction_session_timeout=30000"
+CONNECT_ARGS: dict[str, Any] = {
+    "connect_timeout": 3,
+    "options": "-c statement_timeout=5000 -c lock_timeout=2000 -c idle_in_transaction_session_timeout=30000",
+}
 
 
 class Database:
@@ -41,7 +50,7 @@ class Database:
             pool_size=pool_size,
             max_overflow=5,
             pool_timeout=5,
-            connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "options": _SESSION_OPTIONS},
+            connect_args=CONNECT_ARGS,
         )
         event.listen(self._engine, "checkout", _test_connection)
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)

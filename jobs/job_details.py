@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Double, Row, Select, bindparam, exists, func, literal_column, select
+from sqlalchemy import ColumnElement, Double, bindparam, exists, func, inspect, literal_column, select
 from sqlalchemy.dialects.postgresql import aggregate_order_by
-from sqlalchemy.orm import Session, aliased
 
+from jobs.async_reads import AsyncReads, CompiledQuery
 from jobs.db import Database
 from jobs.errors import NotFoundError
 from jobs.models import Attempt, DataCheck, Evaluation, File, Job, TunedModel
@@ -74,57 +74,65 @@ _DETAILS = (
     select(DataCheck.summary).where(DataCheck.job_id == Job.id).correlate(Job).scalar_subquery(),
     exists().where(Evaluation.job_id == Job.id).correlate(Job),
 )
+_COLUMNS = [(attribute.key, attribute.columns[0]) for attribute in inspect(Job).column_attrs]
+_ONE = CompiledQuery.of(
+    select(*(column for _, column in _COLUMNS), *_DETAILS).where(
+        Job.id == bindparam("job_id"), Job.organization_id == bindparam("organization_id")
+    )
+)
 # Built once: SQLAlchemy takes longer to put such a statement together than Postgres to answer it.
-_ONE = select(Job, *_DETAILS).where(Job.id == bindparam("job_id"), Job.organization_id == bindparam("organization_id"))
 _SEVERAL = select(Job.id, *_DETAILS).where(Job.id == func.any(bindparam("job_ids")))
+# The first evaluation of each job and the latest 99: a job that evaluates at every step must not swell a list.
+_NUMBERED = (
+    select(
+        Evaluation.__table__,
+        func.row_number().over(partition_by=Evaluation.job_id, order_by=Evaluation.step).label("from_start"),
+        func.row_number().over(partition_by=Evaluation.job_id, order_by=Evaluation.step.desc()).label("from_end"),
+    )
+    .where(Evaluation.job_id == func.any(bindparam("job_ids")))
+    .subquery()
+)
+_EVALUATION_NAMES = [column.name for column in Evaluation.__table__.columns]
+_EVALUATIONS = (
+    select(*(_NUMBERED.c[name] for name in _EVALUATION_NAMES))
+    .where((_NUMBERED.c.from_start == 1) | (_NUMBERED.c.from_end < 100))
+    .order_by(_NUMBERED.c.job_id, _NUMBERED.c.step)
+)
+_EVALUATIONS_OF_ONE = CompiledQuery.of(_EVALUATIONS)
 
 
-def get_detailed_job(db: Database, *, organization_id: str, job_id: str) -> tuple[Job, JobDetails]:
-    """One job and its details.
+async def get_detailed_job(db: AsyncReads, *, organization_id: str, job_id: str) -> tuple[Job, JobDetails]:
+    """One job and its details. The job is of no session.
 
     Raises:
         NotFoundError: no such job of this organization.
     """
-    with db.read() as session:
-        row = session.execute(_ONE, {"job_id": job_id, "organization_id": organization_id}).one_or_none()
-        if row is None:
-            raise NotFoundError(f"No such fine-tuning job: {job_id}", param="fine_tuning_job_id")
-        job: Job = row[0]
-        return job, _read(session, {job.id: row})[job.id]
+    rows = await db.fetch(_ONE, job_id=job_id, organization_id=organization_id)
+    if not rows:
+        raise NotFoundError(f"No such fine-tuning job: {job_id}", param="fine_tuning_job_id")
+    (row,) = rows
+    job = Job(**{name: value for (name, _), value in zip(_COLUMNS, row, strict=False)})
+    *_, is_evaluated = row
+    details = _details(*row[len(_COLUMNS) : -1])
+    if is_evaluated:
+        evaluations = await db.fetch(_EVALUATIONS_OF_ONE, job_ids=[job_id])
+        details.evaluations = [Evaluation(**dict(zip(_EVALUATION_NAMES, row, strict=True))) for row in evaluations]
+    return job, details
 
 
 def read_details(db: Database, *, job_ids: Sequence[str]) -> dict[str, JobDetails]:
     """The details of the given jobs."""
     with db.read() as session:
-        return _read(session, {row[0]: row for row in session.execute(_SEVERAL, {"job_ids": list(job_ids)})})
-
-
-def _read(session: Session, rows: dict[str, Row[*tuple[Any, ...]]]) -> dict[str, JobDetails]:
-    details = {
-        job_id: JobDetails(owner=owner, step_s=step_s, model_path=path, result_files=files or [], checked=checked)
-        for job_id, (_, owner, step_s, path, files, checked, _) in rows.items()
-    }
-    evaluated = [job_id for job_id, row in rows.items() if row[-1]]
-    if evaluated:
-        for evaluation in session.scalars(_some_evaluations(evaluated)):
-            details[evaluation.job_id].evaluations.append(evaluation)
+        rows = session.execute(_SEVERAL, {"job_ids": list(job_ids)}).all()
+        details = {job_id: _details(*found) for job_id, *found, _ in rows}
+        evaluated = [job_id for job_id, *_, is_evaluated in rows if is_evaluated]
+        if evaluated:
+            for evaluation in session.execute(_EVALUATIONS, {"job_ids": evaluated}).mappings():
+                details[evaluation["job_id"]].evaluations.append(Evaluation(**evaluation))
     return details
 
 
-def _some_evaluations(job_ids: Sequence[str]) -> Select[Evaluation]:
-    """The first evaluation of each job and the latest 99: a job that evaluates at every step must not swell a list."""
-    numbered = (
-        select(
-            Evaluation,
-            func.row_number().over(partition_by=Evaluation.job_id, order_by=Evaluation.step).label("from_start"),
-            func.row_number().over(partition_by=Evaluation.job_id, order_by=Evaluation.step.desc()).label("from_end"),
-        )
-        .where(Evaluation.job_id.in_(job_ids))
-        .subquery()
-    )
-    some = aliased(Evaluation, numbered)
-    return (
-        select(some)
-        .where((numbered.c.from_start == 1) | (numbered.c.from_end < 100))
-        .order_by(numbered.c.job_id, numbered.c.step)
-    )
+def _details(
+    owner: str | None, step_s: float | None, path: str | None, files: list[str] | None, checked: dict[str, Any] | None
+) -> JobDetails:
+    return JobDetails(owner=owner, step_s=step_s, model_path=path, result_files=files or [], checked=checked)

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
+
 from jobs import queue_order, reads
+from jobs.async_reads import AsyncReads
 from jobs.checkpoint_names import checkpoint_name
 from jobs.db import Database
 from jobs.ids import event_id, log_line_id
@@ -55,14 +58,18 @@ def describe_jobs(
     return _describe(db, settings, [(job, details[job.id]) for job in jobs])
 
 
-def describe_job(db: Database, settings: JobsSettings, *, organization_id: str, job_id: str) -> schemas.FineTuningJob:
+async def describe_job(
+    db: Database, fast: AsyncReads, settings: JobsSettings, *, organization_id: str, job_id: str
+) -> schemas.FineTuningJob:
     """One job as the API shows it.
 
     Raises:
         NotFoundError: no such job of this organization.
     """
-    found = get_detailed_job(db, organization_id=organization_id, job_id=job_id)
-    return _describe(db, settings, [found])[0]
+    job, details = await get_detailed_job(fast, organization_id=organization_id, job_id=job_id)
+    if job.status == JobStatus.QUEUED:
+        await run_in_threadpool(_add_queue, db, [(job, details)])
+    return _job(job, details, settings)
 
 
 def describe_new_job(db: Database, settings: JobsSettings, job: Job) -> schemas.FineTuningJob:
@@ -73,16 +80,22 @@ def describe_new_job(db: Database, settings: JobsSettings, job: Job) -> schemas.
 def _describe(
     db: Database, settings: JobsSettings, found: Sequence[tuple[Job, JobDetails]]
 ) -> list[schemas.FineTuningJob]:
-    queued = [job.id for job, _ in found if job.status == JobStatus.QUEUED]
-    if queued:
-        positions = queue_order.read_positions(db, job_ids=queued)
-        limits = running_limits(db, {job.organization_id for job, _ in found})
-        hosts = reads.list_hosts(db)
-        for job, details in found:
-            details.queue_position = positions.get(job.id)
-            details.max_running_jobs = limits.get(job.organization_id)
-            details.hosts = hosts
+    _add_queue(db, found)
     return [_job(job, details, settings) for job, details in found]
+
+
+def _add_queue(db: Database, found: Sequence[tuple[Job, JobDetails]]) -> None:
+    """Add to the details of queued jobs what they wait for."""
+    queued = [(job, details) for job, details in found if job.status == JobStatus.QUEUED]
+    if not queued:
+        return
+    positions = queue_order.read_positions(db, job_ids=[job.id for job, _ in queued])
+    limits = running_limits(db, {job.organization_id for job, _ in queued})
+    hosts = reads.list_hosts(db)
+    for job, details in queued:
+        details.queue_position = positions.get(job.id)
+        details.max_running_jobs = limits.get(job.organization_id)
+        details.hosts = hosts
 
 
 def describe_webhook(endpoint: WebhookEndpoint) -> schemas.WebhookEndpoint:

@@ -13,6 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Mount
 
+from jobs.async_reads import AsyncReads
 from jobs.db import Database
 from jobs.dispatch import make_celery
 from jobs.migrate import head_revision
@@ -58,6 +59,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     services = Services(
         settings=settings,
         db=db,
+        reads=AsyncReads(settings.database_url),
         broker=make_celery(settings.broker_url),
         authenticator=Authenticator(db),
         hub=Hub(db, settings),
@@ -128,6 +130,7 @@ def check_scopes(app: FastAPI) -> None:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
+    await services.reads.open()
     services.hub.start()
     services.webhooks.start()
     yield
@@ -135,6 +138,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await services.hub.close()
     await services.chats.close()
     services.broker.close()
+    await services.reads.close()
     services.db.dispose()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from celery import Celery
 
+from jobs.async_reads import AsyncReads
 from jobs.db import Database
 from jobs.row_preview import RowPreviews
 from jobs.shape_cache import ShapeCache
@@ -24,6 +25,8 @@ class Services:
 
     settings: ServerSettings
     db: Database
+    reads: AsyncReads
+    """Of what is asked most often."""
     broker: Celery
     authenticator: Authenticator
     hub: Hub

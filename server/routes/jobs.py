@@ -75,10 +75,11 @@ def list_jobs(
 
 
 @router.get("/{job_id}", response_model=schemas.FineTuningJob)
-def get_job(job_id: str, caller: Caller, services: ServicesDep) -> Response:
-    """One job. It is what clients ask for most often, and so is written out here: FastAPI would check it once more, and
-    do so in another thread."""
-    job = describe_job(services.db, services.settings, organization_id=caller.organization_id, job_id=job_id)
+async def get_job(job_id: str, caller: Caller, services: ServicesDep) -> Response:
+    """One job. It is what clients ask for most often, and so is written out here: FastAPI would check it once more."""
+    job = await describe_job(
+        services.db, services.reads, services.settings, organization_id=caller.organization_id, job_id=job_id
+    )
     return Response(job.model_dump_json(), media_type="application/json")
 
 
