@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import bindparam, func, select, text, update
 from sqlalchemy.orm import Session
 
 from jobs.db import Database
@@ -35,6 +35,10 @@ _GPU_SECONDS = text(f"""
         CROSS JOIN (SELECT now() - interval '{WINDOW_DAYS} days' AS start) w
     WHERE j.organization_id = :organization_id AND coalesce(a.ended_at, now()) > w.start
 """)  # noqa: S608 - a constant of ours
+
+
+# Asked at every submission, and so built once.
+_ORGANIZATION = select(Organization).where(Organization.id == bindparam("id"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +88,7 @@ def check_submission(session: Session, *, organization_id: str, priority: int) -
     Raises:
         QuotaError: it may not.
     """
-    quotas = session.get(Organization, organization_id)
+    quotas = session.scalar(_ORGANIZATION, {"id": organization_id})
     if quotas is None:
         return
     if quotas.max_priority is not None and priority > quotas.max_priority:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Select, func, select, text, tuple_
+from sqlalchemy import ColumnElement, Select, bindparam, func, select, text, tuple_
 from sqlalchemy.orm import Session
 
 from jobs.db import Database
@@ -25,6 +25,24 @@ ALIVE_WITHIN_S = 60.0
 """A worker host is seen, and the reaper ticks, every 2 to 10 s; a minute of silence is several misses and not one."""
 
 T = TypeVar("T")
+
+# What every submission asks is built once: SQLAlchemy takes longer to put a statement together than to send it.
+_IS_ALIVE: ColumnElement[bool] = Host.last_seen_at >= func.now() - func.make_interval(
+    0, 0, 0, 0, 0, 0, bindparam("alive_within_s", ALIVE_WITHIN_S)
+)
+_HOSTS = (
+    select(Host, _IS_ALIVE, Job.id, Job.organization_id, Job.planned_bytes)
+    .outerjoin(Job, (Job.status == JobStatus.RUNNING) & (func.split_part(Job.lease_owner, "/", 1) == Host.name))
+    .order_by(Host.name, Job.started_at, Job.id)
+)
+_OVERHEAD_BYTES = func.coalesce(Host.run_overhead_bytes, 0)
+LARGEST_ROOM = (
+    select(Host.name, Host.available_bytes, _OVERHEAD_BYTES)
+    .where(_IS_ALIVE, Host.available_bytes.is_not(None))
+    .order_by((Host.available_bytes - _OVERHEAD_BYTES).desc(), Host.name)
+    .limit(1)
+)
+"""Name, available bytes and a run's overhead of the live host with the most memory for one run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +174,8 @@ def get_file(db: Database, *, organization_id: str, file_id: str, param: str = "
         return _owned_file(session, file_id, organization_id, param=param)
 
 
-def find_file(db: Database, *, organization_id: str, file_id: str) -> File | None:
-    """One file, or None where this organization has no such file."""
-    with db.read() as session:
-        return session.scalar(
-            select(File).where(File.id == file_id, File.organization_id == organization_id, is_current())
-        )
-
-
 def find_stored_file(db: Database, *, organization_id: str, file_id: str) -> File | None:
-    """The same for a job that has it already: it may have expired since."""
+    """A file of a job, which may have expired since; None where this organization has no such file."""
     with db.read() as session:
         return session.scalar(select(File).where(File.id == file_id, File.organization_id == organization_id))
 
@@ -263,14 +273,11 @@ class HostState:
 
 def list_hosts(db: Database, *, alive_within_s: float = ALIVE_WITHIN_S) -> list[HostState]:
     """Every worker host that was ever seen, by name, with what all organizations run there. One query."""
-    query = (
-        select(Host, _is_alive(alive_within_s), Job.id, Job.organization_id, Job.planned_bytes)
-        .outerjoin(Job, (Job.status == JobStatus.RUNNING) & (func.split_part(Job.lease_owner, "/", 1) == Host.name))
-        .order_by(Host.name, Job.started_at, Job.id)
-    )
     states: dict[str, HostState] = {}
     with db.read() as session:
-        for host, is_alive, job_id, organization_id, planned_bytes in session.execute(query):
+        for host, is_alive, job_id, organization_id, planned_bytes in session.execute(
+            _HOSTS, {"alive_within_s": alive_within_s}
+        ):
             state = states.setdefault(host.name, HostState(host, is_alive))
             if job_id is not None:
                 state.running.append(RunningJob(job_id, organization_id, planned_bytes))
@@ -282,15 +289,8 @@ def largest_room(db: Database, *, alive_within_s: float = ALIVE_WITHIN_S) -> Roo
 
     A job that needs more can be held by none of them, however long it waits.
     """
-    overhead = func.coalesce(Host.run_overhead_bytes, 0)
-    query = (
-        select(Host.name, Host.available_bytes, overhead)
-        .where(_is_alive(alive_within_s), Host.available_bytes.is_not(None))
-        .order_by((Host.available_bytes - overhead).desc(), Host.name)
-        .limit(1)
-    )
     with db.read() as session:
-        row = session.execute(query).one_or_none()
+        row = session.execute(LARGEST_ROOM, {"alive_within_s": alive_within_s}).one_or_none()
     if row is None:
         return None
     name, available_bytes, overhead_bytes = row
@@ -301,11 +301,8 @@ def largest_room(db: Database, *, alive_within_s: float = ALIVE_WITHIN_S) -> Roo
 def num_live_hosts(db: Database, *, alive_within_s: float = ALIVE_WITHIN_S) -> int:
     """How many worker hosts are alive."""
     with db.read() as session:
-        return session.scalars(select(func.count()).select_from(Host).where(_is_alive(alive_within_s))).one()
-
-
-def _is_alive(within_s: float) -> ColumnElement[bool]:
-    return Host.last_seen_at >= func.now() - func.make_interval(0, 0, 0, 0, 0, 0, within_s)
+        query = select(func.count()).select_from(Host).where(_IS_ALIVE)
+        return session.scalars(query, {"alive_within_s": alive_within_s}).one()
 
 
 def due_jobs(db: Database) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from jobs import catalog, deletion, dispatch, idempotency, lifecycle, reads, submission
 from jobs.catalog import ModelSource
@@ -14,11 +16,12 @@ from jobs.errors import InvalidRequestError
 from jobs.idempotency import Arrival
 from jobs.keys import Principal
 from jobs.models import Job
-from jobs.planning import PlannedJob, plan_job
+from jobs.planning import PlannedJob, Room, plan_job
+from jobs.references import References, ReferredFile, read_references
 from jobs.spec import JobSpec
 from lomo_core.errors import UnforeseenModelError
 from server import schemas
-from server.deps import Caller, CloneDep, CreationDep, ServicesDep, authenticated, get_watcher
+from server.deps import Caller, CloneDep, Creation, CreationDep, ServicesDep, authenticated, get_watcher
 from server.describe import describe_job, describe_jobs, describe_new_job
 from server.services import Services
 from server.sse import EventStreamResponse, stream_jobs
@@ -28,22 +31,20 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", dependencies=[Depends(authenti
 _METADATA_PARAMETER = re.compile(r"metadata\[(.{1,64})\]")
 
 
-@router.post("")
-def create_job(
-    creation: CreationDep, caller: Caller, services: ServicesDep, background: BackgroundTasks, response: Response
-) -> schemas.FineTuningJob:
+@router.post("", response_model=schemas.FineTuningJob)
+async def create_job(
+    creation: CreationDep, caller: Caller, services: ServicesDep, background: BackgroundTasks
+) -> Response:
     """Queue a job, once for one request (`jobs/idempotency.py`). The doorbell rings after the response, since a broker
     that is down must not delay or fail it."""
-    arrival = idempotency.arrive(services.db, creation.identity)
-    if arrival is not None and arrival.job is not None:
-        job, is_new = arrival.job, False
-    else:
-        job, is_new = _submit(services, caller, creation.body, arrival)
+    body = creation.body
+    file_ids = [file_id for file_id in (body.training_file, body.validation_file) if file_id is not None]
+    references = await read_references(services.reads, organization_id=caller.organization_id, file_ids=file_ids)
+    job, is_new = await run_in_threadpool(_submit_once, services, caller, creation, references)
     if is_new:
         background.add_task(dispatch.ring, services.broker)
-        return describe_new_job(services.db, services.settings, job)
-    response.headers["Idempotent-Replayed"] = "true"
-    return describe_jobs(services.db, services.settings, [job])[0]
+    headers = {} if is_new else {"Idempotent-Replayed": "true"}
+    return Response(job.model_dump_json(), media_type="application/json", headers=headers)
 
 
 @router.get("", response_model=None)
@@ -107,12 +108,10 @@ def resume_job(
     return describe_jobs(services.db, services.settings, [job])[0]
 
 
-@router.post("/{job_id}/clone")
-def clone_job(
-    clone: CloneDep, caller: Caller, services: ServicesDep, background: BackgroundTasks, response: Response
-) -> schemas.FineTuningJob:
+@router.post("/{job_id}/clone", response_model=schemas.FineTuningJob)
+async def clone_job(clone: CloneDep, caller: Caller, services: ServicesDep, background: BackgroundTasks) -> Response:
     """Queue a job like another one, with other options where the body names some; once for one request."""
-    return create_job(clone, caller, services, background, response)
+    return await create_job(clone, caller, services, background)
 
 
 @router.delete("/{job_id}")
@@ -124,12 +123,30 @@ def delete_job(job_id: str, caller: Caller, services: ServicesDep) -> schemas.De
     return schemas.DeletedJob(id=job_id, bytes_freed=bytes_freed)
 
 
+def _submit_once(
+    services: Services, caller: Principal, creation: Creation, references: References
+) -> tuple[schemas.FineTuningJob, bool]:
+    """The job of a request, and whether it is new."""
+    arrival = idempotency.arrive(services.db, creation.identity)
+    if arrival is not None and arrival.job is not None:
+        job, is_new = arrival.job, False
+    else:
+        job, is_new = _submit(services, caller, creation.body, references, arrival)
+    if is_new:
+        return describe_new_job(services.db, services.settings, job), True
+    return describe_jobs(services.db, services.settings, [job])[0], False
+
+
 def _submit(
-    services: Services, caller: Principal, body: schemas.CreateJob, arrival: Arrival | None
+    services: Services, caller: Principal, body: schemas.CreateJob, references: References, arrival: Arrival | None
 ) -> tuple[Job, bool]:
     """Check, plan and queue a job. Returns it, and False where another try of the same request was faster."""
-    spec, source = _check_references(services, body.to_spec(), organization_id=caller.organization_id)
-    planned = replace(_plan(services, spec, source), check_files=services.settings.data_checks)
+    spec = body.to_spec()
+    source = catalog.resolve_model(
+        services.db, services.settings, organization_id=caller.organization_id, name=spec.model
+    )
+    spec = _check_files(spec, references.files)
+    planned = replace(_plan(services, spec, source, references.room), check_files=services.settings.data_checks)
     origin = {"organization_id": caller.organization_id, "api_key_id": caller.api_key_id}
     metadata = body.metadata or {}
     if arrival is None:
@@ -137,7 +154,7 @@ def _submit(
     return submission.submit_once(services.db, arrival, planned=planned, metadata=metadata, **origin)
 
 
-def _plan(services: Services, spec: JobSpec, source: ModelSource) -> PlannedJob:
+def _plan(services: Services, spec: JobSpec, source: ModelSource, room: Room | None) -> PlannedJob:
     """The job with its memory planned; without a plan where the model has to be downloaded first, or where its memory
     cannot be foreseen.
 
@@ -155,22 +172,20 @@ def _plan(services: Services, spec: JobSpec, source: ModelSource) -> PlannedJob:
         if error.code != UnforeseenModelError.code:
             raise
         return PlannedJob(spec=spec, why_unplanned=error.message)
-    return plan_job(shapes, spec, reads.largest_room(services.db))
+    return plan_job(shapes, spec, room)
 
 
-def _check_references(services: Services, spec: JobSpec, *, organization_id: str) -> tuple[JobSpec, ModelSource]:
-    """See that the model and the files exist and may be trained on. Returns the job with its files' formats, and where
-    its model is.
+def _check_files(spec: JobSpec, files: Mapping[str, ReferredFile]) -> JobSpec:
+    """See that the files exist and may be trained on. Returns the job with its files' formats.
 
     Raises:
         InvalidRequestError: one does not or may not; `param` says which.
     """
-    source = catalog.resolve_model(services.db, services.settings, organization_id=organization_id, name=spec.model)
     formats = {}
     for param, file_id in (("training_file", spec.training_file), ("validation_file", spec.validation_file)):
         if file_id is None:
             continue
-        file = reads.find_file(services.db, organization_id=organization_id, file_id=file_id)
+        file = files.get(file_id)
         if file is None:
             raise InvalidRequestError(
                 f"There is no file {file_id!r}: upload it with POST /v1/files first.",
@@ -185,7 +200,7 @@ def _check_references(services: Services, spec: JobSpec, *, organization_id: str
             )
         # A file to train on without rows is plain text (jobs/file_check.py); of rows the first says what they are.
         formats[param.replace("_file", "_format")] = "plain" if file.num_lines is None else "auto"
-    return spec.model_copy(update=formats), source
+    return spec.model_copy(update=formats)
 
 
 def _read_metadata_filter(request: Request) -> dict[str, str] | None:
