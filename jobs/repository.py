@@ -7,17 +7,19 @@ Every write of a running job names its lease: `WHERE id AND lease_token`. No row
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import orjson
-from sqlalchemy import TextClause, select, text, update
+import psycopg
+from sqlalchemy import TextClause, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from jobs.errors import LeaseLostError, NotFoundError
-from jobs.models import NOTIFY_CHANNEL, Job
+from jobs.models import NOTIFY_CHANNEL, Event, Job, Metric
 
 # Listeners wake at the commit; Postgres folds equal notifications of one transaction into one.
 _INSERT_EVENTS = text(f"""
@@ -29,6 +31,11 @@ _INSERT_EVENTS = text(f"""
             created_at timestamptz
         )
     ) SELECT pg_notify('{NOTIFY_CHANNEL}', :job_id)
+""")  # noqa: S608 - a constant of ours
+_EVENT_COLUMNS = ("job_id", "seq", "attempt", "line", "level", "type", "message", "data", "status", "created_at")
+_COUNT_EVENTS = text(f"""
+    UPDATE jobs SET last_seq = last_seq + :num_events WHERE id = :job_id
+    RETURNING last_seq, pg_notify('{NOTIFY_CHANNEL}', id)
 """)  # noqa: S608 - a constant of ours
 _NUL_ESCAPE = b"\\u0000"
 
@@ -88,11 +95,67 @@ def append_events(session: Session, job_id: str, attempt: int, events: Sequence[
     The counter lives in the job's row, so the row's lock orders writers, and a rolled-back insert takes its numbers
     back. Returns the last sequence number.
     """
-    last_seq: int = session.execute(
-        update(Job).where(Job.id == job_id).values(last_seq=Job.last_seq + len(events)).returning(Job.last_seq)
-    ).scalar_one()
+    last_seq = _count_events(session, job_id, len(events))
     insert_events(session, job_id, attempt, last_seq - len(events) + 1, events)
     return last_seq
+
+
+def append_many_events(session: Session, job_id: str, attempt: int, events: Sequence[NewEvent]) -> None:
+    """The same for hundreds of events, each with its time."""
+    first = _count_events(session, job_id, len(events)) - len(events) + 1
+    rows = (
+        (
+            job_id,
+            first + offset,
+            attempt,
+            event.line,
+            event.level,
+            event.type,
+            event.message.replace("\0", "\ufffd"),
+            None if event.data is None else _dump(event.data),
+            event.status,
+            event.created_at,
+        )
+        for offset, event in enumerate(events)
+    )
+    copy_rows(session, Event, _EVENT_COLUMNS, rows)
+
+
+def copy_rows(
+    session: Session, table: type[Event | Metric], columns: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> None:
+    """Write new rows as a stream (COPY): Postgres takes two thirds of the time that it takes to insert as many rows out
+    of JSON, and begins while the last ones are still being made.
+
+    Raises:
+        DBAPIError: as a statement of the session would.
+    """
+    connection = session.connection()
+    driver = cast("psycopg.Connection[Any]", connection.connection.dbapi_connection)
+    statement = f"COPY {table.__tablename__} ({', '.join(columns)}) FROM STDIN"
+    try:
+        with driver.cursor() as cursor, cursor.copy(statement) as copy:
+            for row in rows:
+                copy.write_row(row)
+    except psycopg.Error as error:
+        # SQLAlchemy was not asked, and so does not know.
+        if driver.closed:
+            connection.invalidate(error)
+        raise DBAPIError.instance(statement, None, error, psycopg.Error, dialect=connection.dialect) from error
+
+
+def _count_events(session: Session, job_id: str, num_events: int) -> int:
+    """Count more events of a job, and wake the listeners. Returns the last one's sequence number."""
+    last_seq: int = session.execute(_COUNT_EVENTS, {"job_id": job_id, "num_events": num_events}).scalar_one()
+    return last_seq
+
+
+def _dump(data: Any) -> str:
+    """JSON that Postgres can hold: see `insert_rows`."""
+    document = orjson.dumps(data)
+    if _NUL_ESCAPE in document:
+        document = orjson.dumps(_without_nul(orjson.loads(document)))
+    return document.decode()
 
 
 def insert_rows(session: Session, statement: TextClause, rows: Sequence[Mapping[str, Any]], **constants: Any) -> None:
@@ -101,10 +164,7 @@ def insert_rows(session: Session, statement: TextClause, rows: Sequence[Mapping[
     One parameter for a whole batch: a statement for each row costs three times as much of the sender's time. A number
     that is not finite becomes null; so does, in a string, a NUL the replacement character, since Postgres has neither.
     """
-    document = orjson.dumps(rows)
-    if _NUL_ESCAPE in document:
-        document = orjson.dumps(_without_nul(orjson.loads(document)))
-    session.execute(statement, {"rows": document.decode(), **constants})
+    session.execute(statement, {"rows": _dump(rows), **constants})
 
 
 def insert_events(session: Session, job_id: str, attempt: int, first: int, events: Sequence[NewEvent]) -> None:

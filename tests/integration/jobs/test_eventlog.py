@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
-from jobs import eventlog, lifecycle, reads, series
+from jobs import eventlog, lifecycle, reads, repository, series
 from jobs.db import Database
 from jobs.errors import LeaseLostError
 from jobs.models import Job
@@ -311,3 +315,26 @@ def test_only_the_newest_checkpoints_stay_published(db: Database) -> None:
     again = claim(db).lease
     eventlog.ship(db, again, lines(checkpoint(30), checkpoint(40)), attempt=2, relative=relative)
     assert [(row.step, row.attempt) for row in reads.resume_candidates(db, job_id=job.id)] == [(40, 2), (30, 2)]
+
+
+def test_an_outage_in_the_middle_of_a_batch_is_told_as_one_and_leaves_nothing(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(db)
+    lease = claim(db).lease
+    write = repository.copy_rows
+
+    def write_to_a_closed_connection(session: Session, *args: Any) -> None:
+        pid = session.scalar(text("SELECT pg_backend_pid()"))
+        with db.transaction() as other:
+            other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+        write(session, *args)
+
+    monkeypatch.setattr(repository, "copy_rows", write_to_a_closed_connection)
+    lines = [(0, engine.JournalLine(1.0, engine.Message(level="info", message="a line\0with a NUL")))]
+    with pytest.raises(OperationalError):
+        eventlog.ship(db, lease, lines, attempt=1, relative=str)
+    monkeypatch.undo()
+    assert eventlog.shipped_lines(db, job_id=lease.job_id, attempt=1) == 0
+    assert eventlog.ship(db, lease, lines, attempt=1, relative=str) == 1
+    assert reads.events_since(db, job_id=lease.job_id, seq=0, limit=100)[-1].message == "a line\ufffdwith a NUL"
