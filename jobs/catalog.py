@@ -17,7 +17,6 @@ from jobs.settings import JobsSettings
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 # A configuration has a few KB; the largest on record list quantised layers and have 500.
 MAX_CONFIG_BYTES = 1 << 20
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ def resolve_model(db: Database, settings: JobsSettings, *, organization_id: str,
             if folder.is_dir() and folder.is_relative_to(root.resolve()):
                 _check_folder(folder, name)
                 return ModelSource(path=folder)
-        if settings.allow_hub_downloads and _HUB_ID.fullmatch(name):
+        if settings.allows_hub_model(name):
             return ModelSource(hub_id=name)
     raise InvalidRequestError(
         f"The model {name!r} does not exist. GET /v1/models lists the models of this server.",

@@ -17,6 +17,9 @@ from jobs.storage import is_installed
 # A bucket's name as S3 has them, and a prefix without anything that a URL would have to escape.
 _STORAGE_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_.=-]+)*")
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+"""A model's id on the Hugging Face hub: owner and name."""
+
 Settings = TypeVar("Settings", bound=BaseSettings)
 
 
@@ -39,8 +42,9 @@ class JobsSettings(BaseSettings):
     """`s3://bucket` or `s3://bucket/prefix`: the object store that keeps the bytes of files. Empty: `data_dir` does."""
     model_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Colon-separated folders that hold base models, one folder each; `data_dir/models` is always one."""
-    allow_hub_downloads: bool = False
-    """Whether a model id of the Hugging Face hub may be named as a base; the worker then downloads it."""
+    hub_models: Annotated[tuple[str, ...], NoDecode] = ()
+    """Comma-separated ids of the Hugging Face hub that may be named as a base and are then downloaded by the worker:
+    `owner/name`, `owner/*` for all of an owner's, `*` for any. Empty: none."""
     admin_key_file: Path | None = None
     """Where `python -m jobs migrate` writes the first API key (mode 0600) if nobody has one to administer with."""
 
@@ -62,6 +66,20 @@ class JobsSettings(BaseSettings):
     def _split_roots(cls, value: object) -> object:
         return tuple(Path(part) for part in value.split(":") if part) if isinstance(value, str) else value
 
+    @field_validator("hub_models", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("hub_models")
+    @classmethod
+    def _are_hub_ids(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            # What stands for all of an owner's names is looked at with one of them.
+            if name != "*" and not HUB_ID.fullmatch(re.sub(r"/\*$", "/x", name)):
+                raise ValueError(f"{name!r} is none of owner/name, owner/* and *")
+        return value
+
     @field_validator("storage_url")
     @classmethod
     def _can_be_used(cls, value: str) -> str:
@@ -73,6 +91,16 @@ class JobsSettings(BaseSettings):
         if not is_installed():
             raise ValueError("needs the library for S3: pip install 'lomo-server[s3]'")
         return url
+
+    def allows_hub_model(self, name: str) -> bool:
+        """Whether a name is an id of the hub that may be named as a base."""
+        owner = name.partition("/")[0]
+        return HUB_ID.fullmatch(name) is not None and not {name, f"{owner}/*", "*"}.isdisjoint(self.hub_models)
+
+    @property
+    def named_hub_models(self) -> tuple[str, ...]:
+        """Those of the hub that are allowed by their whole name, and so can be listed."""
+        return tuple(name for name in self.hub_models if not name.endswith("*"))
 
     @property
     def base_model_roots(self) -> tuple[Path, ...]:

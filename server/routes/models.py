@@ -26,7 +26,7 @@ router = APIRouter(prefix="/v1/models", dependencies=[Depends(authenticated)])
 @router.get("")
 def list_models(caller: Caller, services: ServicesDep) -> schemas.ModelList:
     """Every model that a job can start from: base models, then tuned ones, newest first."""
-    base = [_describe_base(name, folder) for name, folder in catalog.base_models(services.settings)]
+    base = list(_base_models(services))
     tuned = reads.list_models(services.db, organization_id=caller.organization_id)
     return schemas.ModelList(data=[*base, *(describe_model(model) for model in tuned)])
 
@@ -60,9 +60,7 @@ def export_model(
 def delete_model(model: str, caller: Caller, services: ServicesDep) -> schemas.DeletedModel:
     """Remove a tuned model and its files for good."""
     if _is_base(services, model):
-        raise forbidden(
-            f"{model} is a base model: whoever runs the server removes it, by removing its folder.", code="base_model"
-        )
+        raise forbidden(f"{model} is a base model: whoever runs the server takes it away.", code="base_model")
     tuned_models.delete_model(services.db, services.settings, organization_id=caller.organization_id, model_id=model)
     return schemas.DeletedModel(id=model)
 
@@ -73,9 +71,9 @@ def get_model(model: str, caller: Caller, services: ServicesDep) -> schemas.Mode
     tuned = reads.find_model(services.db, organization_id=caller.organization_id, model_id=model)
     if tuned is not None:
         return describe_model(tuned)
-    for name, folder in catalog.base_models(services.settings):
-        if name == model:
-            return _describe_base(name, folder)
+    for base in _base_models(services):
+        if base.id == model:
+            return base
     message = f"The model {model!r} does not exist. GET /v1/models lists the models of this server."
     raise NotFoundError(message, code="model_not_found", param="model")
 
@@ -126,7 +124,17 @@ def _open_gguf(folder: Path, model: str) -> GgufModel:
 
 
 def _is_base(services: Services, model: str) -> bool:
-    return any(name == model for name, _ in catalog.base_models(services.settings))
+    return any(base.id == model for base in _base_models(services))
+
+
+def _base_models(services: Services) -> Iterator[schemas.Model]:
+    """Those of the folders, and those of the hub that are allowed by name and that no folder has."""
+    local = dict(catalog.base_models(services.settings))
+    yield from (_describe_base(name, folder) for name, folder in local.items())
+    for name in services.settings.named_hub_models:
+        if name not in local:
+            # Of when it was made only the hub could tell.
+            yield schemas.Model(id=name, created=0, owned_by="huggingface")
 
 
 def _describe_base(name: str, folder: Path) -> schemas.Model:

@@ -91,7 +91,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("hub")
 def test_a_model_of_the_hub_is_fetched_without_code_and_pickles(bench: Any) -> None:
     job_id = bench.submit(FINISH, model="some/model")
-    bench.node(allow_hub_downloads=True).work()
+    bench.node(hub_models=("some/*", "no/such")).work()
     assert bench.job(job_id).status == "succeeded", bench.messages(job_id)
     assert "Downloading some/model from the Hugging Face hub." in bench.messages(job_id)
     run = json.loads((bench.folder(job_id) / "attempt-1" / "run.json").read_text(encoding="utf-8"))
@@ -103,7 +103,7 @@ def test_a_model_of_the_hub_is_fetched_without_code_and_pickles(bench: Any) -> N
 @pytest.mark.usefixtures("hub")
 def test_a_model_that_the_hub_lacks_is_the_users_error(bench: Any) -> None:
     job_id = bench.submit(FINISH, model="no/such")
-    bench.node(allow_hub_downloads=True).work()
+    bench.node(hub_models=("some/*", "no/such")).work()
     error = bench.job(job_id).error
     assert (error["code"], error["param"]) == ("model_download_failed", "model")
     assert "The hub has no model no/such" in error["message"]
@@ -112,7 +112,7 @@ def test_a_model_that_the_hub_lacks_is_the_users_error(bench: Any) -> None:
 def test_a_hub_out_of_reach_is_said_in_one_sentence(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     job_id = bench.submit(FINISH, model="some/model")
-    bench.node(allow_hub_downloads=True).work()
+    bench.node(hub_models=("some/*", "no/such")).work()
     error = bench.job(job_id).error
     assert error["code"] == "model_download_failed"
     assert "could not be downloaded" in error["message"]
