@@ -125,10 +125,13 @@ class Journey:
             suffix="journey",
             seed=7,
             metadata={"journey": self.name},
+            integrations=[{"type": "wandb", "wandb": {"project": "journey", "tags": ["client"]}}],
             method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": "auto"}}},
             extra_body={"lomo": {"learning_rate": 0.1, "precision": "fp32", "checkpoint_every_steps": 10}},
         )
         assert job.hyperparameters.n_epochs == 2
+        (integration,) = job.integrations
+        assert (integration.wandb.project, integration.wandb.tags) == ("journey", ["client"]), integration
         found = [each.id for each in self.client.fine_tuning.jobs.list(metadata={"journey": self.name})]
         assert found == [job.id], found
         self.job = job = self._wait(job.id, ENDED)
@@ -137,6 +140,7 @@ class Journey:
         assert isinstance(job.hyperparameters.batch_size, int)
         events = list(self.client.fine_tuning.jobs.list_events(job.id, limit=7))  # several pages
         assert [event.model_extra["seq"] for event in events] == list(range(len(events), 0, -1))
+        assert not [event.message for event in events if "Weights & Biases" in event.message]  # only where it failed
         checkpoints = list(self.client.fine_tuning.jobs.checkpoints.list(job.id))
         assert checkpoints[0].fine_tuned_model_checkpoint.startswith("ft:tiny::journey:")
         figures = self.client.files.content(job.result_files[0]).text.splitlines()

@@ -35,9 +35,13 @@ def run(command: list[str], environment: dict[str, str]) -> str:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_endpoint(service: Service, environment_with: Callable[..., Path], version: str) -> None:
     programs = environment_with(f"openai-{version}", f"openai=={version}")
+    runs = service.stack.data_dir / "runs"
+    before = set(runs.glob("*/wandb/offline-run-*/*.wandb"))
     lines = run([str(programs / "python"), str(JOURNEY), str(service.data)], service.environment()).splitlines()
     assert lines[:-1] == list(LEGS)
     assert json.loads(lines[-1])["version"] == version
+    # What the job with `integrations` has left behind, to be sent with `wandb sync`.
+    assert len(set(runs.glob("*/wandb/offline-run-*/*.wandb")) - before) == 1
 
 
 @pytest.mark.parametrize("version", ["1.109.1", "2.8.0"])
