@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -13,6 +14,7 @@ from jobs.async_reads import AsyncReads, CompiledQuery
 from jobs.db import UNREACHABLE, Database
 from jobs.job_details import get_detailed_job, read_details
 from jobs.models import Evaluation, Job
+from local.postgres import Postgres
 from tests.integration.jobs.conftest import claim, submit
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -87,7 +89,20 @@ def test_a_reader_that_leaves_takes_no_connection_along(database_url: str) -> No
     asyncio.run(read())
 
 
-def test_a_database_that_is_not_there_is_unreachable() -> None:
-    with pytest.raises(UNREACHABLE) as caught:
-        asyncio.run(_with("postgresql+psycopg://nobody@127.0.0.1:1/none", (PID, {})))
-    assert isinstance(caught.value, psycopg.OperationalError)
+def test_a_database_that_is_away_is_unreachable_until_it_is_back(tmp_path: Path) -> None:
+    postgres = Postgres(tmp_path / "postgres", log_path=tmp_path / "postgres.log")
+
+    async def read() -> None:
+        reads = AsyncReads(postgres.url())
+        await reads.open()
+        with pytest.raises(UNREACHABLE) as caught:
+            await reads.fetch(PID)
+        assert isinstance(caught.value, psycopg.OperationalError)
+        postgres.start()
+        assert await reads.fetch(ADD_ONE, number=1) == [(2,)]
+        await reads.close()
+
+    try:
+        asyncio.run(read())
+    finally:
+        postgres.stop()
