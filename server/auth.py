@@ -1,8 +1,8 @@
 """Who is calling: a bearer token or the dashboard's session cookie, and where such a request may come from.
 
-A valid credential is remembered for some seconds, so that a busy client costs no query per request; its revocation is
-felt when that memory ends. Requests that a browser sends by itself (the cookie) are refused unless they come from our
-own pages: Sec-Fetch-Site where the browser sends it, else Origin.
+A valid credential is remembered for some seconds, so that a busy client costs no query per request; its revocation by
+this process is felt at once, by another when that memory ends. Requests that a browser sends by itself (the cookie) are
+refused unless they come from our own pages: Sec-Fetch-Site where the browser sends it, else Origin.
 """
 
 from __future__ import annotations
@@ -84,6 +84,14 @@ class Authenticator:
                     self._remembered.clear()
                 self._remembered[_digest(credential)] = (principal, self._clock() + REMEMBER_S)
         return principal
+
+    def doubt(self, organization_id: str) -> None:
+        """Ask the database again for each credential of an organization: one of its keys has been changed or revoked.
+        In other server processes that takes up to REMEMBER_S."""
+        with self._lock:
+            for digest, (principal, _) in self._remembered.items():
+                if principal.organization_id == organization_id:
+                    self._remembered[digest] = (principal, 0.0)  # still one that was right before, see `knows`
 
     def close_session(self, credential: Credential) -> None:
         """End a dashboard session, here at once."""

@@ -84,6 +84,7 @@ def rename_project(project_id: str, body: NameBody, caller: Caller, services: Se
 def archive_project(project_id: str, caller: Caller, services: ServicesDep) -> schemas.Project:
     """Close a project and revoke its keys."""
     project = organizations.archive_project(services.db, organization_id=caller.organization_id, project_id=project_id)
+    services.authenticator.doubt(caller.organization_id)
     note("project_archived", caller, project_id=project.id)
     return describe_project(project)
 
@@ -123,6 +124,7 @@ def update_key(project_id: str, key_id: str, body: UpdateKeyBody, caller: Caller
     scopes = None if body.scopes is None else _grant(body.scopes, caller)
     change = KeyChange(name=body.name, scopes=scopes, lifetime_s=body.expires_in_seconds)
     key = key_admin.change(services.db, place, key_id, change)
+    services.authenticator.doubt(key.organization_id)
     note(
         "api_key_changed",
         caller,
@@ -231,11 +233,13 @@ def _list(services: Services, place: KeyPlace, query: schemas.TenantsQuery) -> s
 
 def _rotate(services: Services, caller: Principal, place: KeyPlace, key_id: str, *, grace_s: int) -> schemas.NewKey:
     key, token = key_admin.rotate(services.db, place, key_id, grace_s=grace_s)
+    services.authenticator.doubt(key.organization_id)
     note("api_key_rotated", caller, key_id=key.id, organization_id=key.organization_id, grace_s=grace_s)
     return describe_new_key(key, token, as_admin=place.admin_only)
 
 
 def _revoke(services: Services, caller: Principal, place: KeyPlace, key_id: str) -> schemas.Deleted:
     key_admin.revoke(services.db, place, key_id)
+    services.authenticator.doubt(place.organization_id)
     note("api_key_revoked", caller, key_id=key_id, organization_id=place.organization_id)
     return schemas.Deleted(object=_ADMIN_KEY_DELETED if place.admin_only else _KEY_DELETED, id=key_id)

@@ -77,6 +77,7 @@ def update_organization(
 def delete_organization(organization_id: str, caller: Operator, services: ServicesDep) -> schemas.Deleted:
     """Remove an organization that owns nothing."""
     organizations.delete_organization(services.db, organization_id)
+    services.authenticator.doubt(organization_id)
     note("organization_deleted", caller, organization_id=organization_id)
     return schemas.Deleted(object="organization.deleted", id=organization_id)
 

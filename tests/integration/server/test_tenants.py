@@ -17,7 +17,7 @@ from jobs import key_admin, keys, organizations
 from jobs.key_admin import KeyPlace, KeyRequest
 from jobs.keys import DEFAULT_ORGANIZATION
 from jobs.scopes import ALL, OF_TENANTS, ORDINARY, Scope
-from server import auth, main
+from server import main
 from server.scopes import PUBLIC, find_scope
 
 from .conftest import TRAIN_ROW, RunningServer, Site
@@ -171,7 +171,7 @@ def test_a_tenant_cannot_give_what_is_not_its_own(tenant: httpx.Client) -> None:
     assert set(ok(tenant.post(ADMIN_KEYS, json={"name": "x"}))["scopes"]) == set(OF_TENANTS) | {"admin"}
 
 
-def test_rotation_over_http(site: Site, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotation_over_http(site: Site, admin: httpx.Client) -> None:
     project = ok(admin.get(PROJECTS))["data"][0]["id"]
     path = f"{PROJECTS}/{project}/api_keys"
     made = ok(admin.post(path, json={"name": "ci"}))
@@ -184,14 +184,33 @@ def test_rotation_over_http(site: Site, admin: httpx.Client, monkeypatch: pytest
     new = site.client(rotated["value"])
     assert (old.get("/v1/models").status_code, new.get("/v1/models").status_code) == (200, 200)
     last = ok(admin.post(f"{path}/{made['id']}/rotate", json={"grace_s": 0}))
-    authenticator = site.server.services.authenticator
-    monkeypatch.setattr(authenticator, "_clock", lambda clock=authenticator._clock: clock() + auth.REMEMBER_S)
     assert [client.get("/v1/models").status_code for client in (old, new, site.client(last["value"]))] == [
         401,
         401,
         200,
     ]
     assert error(admin.post(f"{path}/{made['id']}/rotate", json={"grace_s": -1})) == (400, "invalid_value")
+
+
+def test_what_is_taken_away_over_http_is_gone_at_once(site: Site, admin: httpx.Client) -> None:
+    def make_key(path: str) -> tuple[str, httpx.Client]:
+        made = ok(admin.post(path, json={"name": "ci"}))
+        client = site.client(made["value"])
+        assert client.get("/v1/models").status_code == 200  # remembered from now on
+        return f"{path}/{made['id']}", client
+
+    project = ok(admin.post(PROJECTS, json={"name": "short-lived"}))["id"]
+    key, client = make_key(f"{PROJECTS}/{project}/api_keys")
+    ok(admin.post(key, json={"scopes": ["jobs:read"]}))
+    assert error(client.get("/v1/models")) == (403, "insufficient_scope")
+    ok(admin.delete(key))
+    assert error(client.get("/v1/models")) == (401, "invalid_api_key")
+    _, client = make_key(f"{PROJECTS}/{project}/api_keys")
+    ok(admin.post(f"{PROJECTS}/{project}/archive"))
+    assert error(client.get("/v1/models")) == (401, "invalid_api_key")
+    key, client = make_key(ADMIN_KEYS)
+    ok(admin.delete(key))
+    assert error(client.get("/v1/models")) == (401, "invalid_api_key")
 
 
 def test_a_change_over_http(site: Site, admin: httpx.Client, tenant: httpx.Client) -> None:

@@ -85,6 +85,23 @@ def test_valid_credentials_are_remembered_for_a_while(monkeypatch: pytest.Monkey
     assert authenticator.find(credential) is None
 
 
+def test_after_a_change_of_its_organizations_keys_a_credential_is_looked_up_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers: list[Principal | None] = [PRINCIPAL, None]
+    monkeypatch.setattr(keys, "authenticate", lambda _db, _token: answers.pop(0))
+    authenticator = Authenticator(NO_DATABASE)
+    credential = Credential("key", "sk-lomo-1")
+    authenticator.find(credential)
+    authenticator.doubt("org-another")
+    assert authenticator.recall(credential) == PRINCIPAL
+    authenticator.doubt(PRINCIPAL.organization_id)
+    assert authenticator.recall(credential) is None
+    assert authenticator.knows(credential), "its address may still be listened to"
+    assert authenticator.find(credential) is None
+    assert not authenticator.knows(credential)
+
+
 def test_refusals_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[Principal | None] = [None, PRINCIPAL]
     monkeypatch.setattr(keys, "authenticate", lambda _db, _token: answers.pop(0))
