@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +33,23 @@ _MOST_AT_ONCE = 2
 _MAX_MESSAGE_CHARS = 500
 
 
-class RowPreviews:
-    """Makes previews, two at a time. Threads may share it."""
+class PreviewPlaces:
+    """Places for two previews at a time. Threads may share it."""
 
     def __init__(self) -> None:
         self._places = threading.BoundedSemaphore(_MOST_AT_ONCE)
 
-    def make(self, config: CheckConfig) -> dict[str, Any]:
-        """The row `config.row` of a file; its fields are those of `lomo_core.data.preview`.
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Hold a place: for all that a preview costs, also the copy of a file that lies in an object store.
 
         Raises:
-            InvalidRequestError: there is no such row, it is wrong, or the template does not take it or does not end.
             BusyError: two others are being made.
         """
         if not self._places.acquire(blocking=False):
             raise BusyError(f"{_MOST_AT_ONCE} previews are being made already: ask again in a few seconds.")
         try:
-            return _ask_engine(config)
+            yield
         finally:
             self._places.release()
 
@@ -57,7 +59,12 @@ def limited(config: dict[str, Any]) -> CheckConfig:
     return CheckConfig(**config, most_cpu_s=MOST_CPU_S, most_bytes=_MOST_BYTES)
 
 
-def _ask_engine(config: CheckConfig) -> dict[str, Any]:
+def preview_row(config: CheckConfig) -> dict[str, Any]:
+    """The row `config.row` of a file; its fields are those of `lomo_core.data.preview`.
+
+    Raises:
+        InvalidRequestError: there is no such row, it is wrong, or the template does not take it or does not end.
+    """
     # The service's own settings hold the database's password.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LOMO_")}
     with tempfile.TemporaryDirectory() as folder:

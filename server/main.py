@@ -17,7 +17,7 @@ from jobs.async_reads import AsyncReads
 from jobs.db import Database
 from jobs.dispatch import make_celery
 from jobs.migrate import head_revision
-from jobs.row_preview import RowPreviews
+from jobs.row_preview import PreviewPlaces
 from jobs.shape_cache import SHAPES_NAME, ShapeCache
 from server import errors
 from server.auth import Authenticator
@@ -65,7 +65,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         hub=Hub(db, settings),
         chats=ChatClient(settings.broker_url),
         shapes=ShapeCache(settings.data_dir / SHAPES_NAME),
-        previews=RowPreviews(),
+        previews=PreviewPlaces(),
         metrics=metrics,
         webhooks=WebhookDelivery(db, settings),
         requests=RateLimiter(settings.requests_per_minute),

@@ -8,7 +8,7 @@ from celery import Celery
 
 from jobs.async_reads import AsyncReads
 from jobs.db import Database
-from jobs.row_preview import RowPreviews
+from jobs.row_preview import PreviewPlaces
 from jobs.shape_cache import ShapeCache
 from server.auth import Authenticator
 from server.chat import ChatClient
@@ -32,7 +32,7 @@ class Services:
     hub: Hub
     chats: ChatClient
     shapes: ShapeCache
-    previews: RowPreviews
+    previews: PreviewPlaces
     metrics: Metrics
     webhooks: WebhookDelivery
     requests: RateLimiter

@@ -6,9 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from jobs import catalog, checking, files, reads
+from jobs import catalog, checking, files, reads, row_preview
 from jobs.errors import InvalidRequestError, NotFoundError
-from jobs.row_preview import limited
 from server import schemas
 from server.deps import Caller, ServicesDep, authenticated
 
@@ -59,8 +58,8 @@ def preview_row(
         raise InvalidRequestError(
             f"The model {query.model!r} has not been downloaded yet.", code="model_not_found", param="model"
         )
-    with files.local_copy(file, data_dir=services.settings.data_dir) as path:
-        config = limited(
+    with services.previews.take(), files.local_copy(file, data_dir=services.settings.data_dir) as path:
+        config = row_preview.limited(
             {
                 "train_path": str(path.absolute()),
                 "model_path": str(source.path.absolute()),
@@ -68,4 +67,4 @@ def preview_row(
                 **query.model_dump(include={"row", "max_seq_length", "train_on"}),
             }
         )
-        return schemas.RowPreview(file_id=file_id, model=query.model, **services.previews.make(config))
+        return schemas.RowPreview(file_id=file_id, model=query.model, **row_preview.preview_row(config))

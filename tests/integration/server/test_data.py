@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ import pytest
 
 from jobs import checking
 from jobs.errors import BusyError
-from jobs.row_preview import RowPreviews
-from lomo_core.data.check_config import CheckConfig
+from jobs.row_preview import PreviewPlaces
 from server.settings import ServerSettings
 from tests.support.tiny_model import PLAIN_TEMPLATE, chat, make_tiny_model
 
@@ -225,24 +223,11 @@ def test_a_hostile_template_ends_in_an_answer(
     assert "template" in response.json()["error"]["message"]
 
 
-def test_a_third_preview_at_once_is_told_to_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two are held at the door of their processes; `server/errors.py` makes a 429 of what the third is told."""
-    inside, go_on = threading.Semaphore(0), threading.Event()
-
-    def wait(config: CheckConfig) -> dict[str, Any]:
-        inside.release()
-        assert go_on.wait(30)
-        return {"row": config.row}
-
-    monkeypatch.setattr("jobs.row_preview._ask_engine", wait)
-    previews = RowPreviews()
-    threads = [threading.Thread(target=previews.make, args=[CheckConfig(train_path="/")]) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-        assert inside.acquire(timeout=30)
-    with pytest.raises(BusyError):
-        previews.make(CheckConfig(train_path="/"))
-    go_on.set()
-    for thread in threads:
-        thread.join(30)
-    assert previews.make(CheckConfig(train_path="/"))
+def test_a_third_preview_at_once_is_told_to_come_later() -> None:
+    """`server/errors.py` makes a 429 of it."""
+    places = PreviewPlaces()
+    with places.take():
+        with places.take(), pytest.raises(BusyError, match="ask again in a few seconds"), places.take():
+            pytest.fail("there were places for three")
+        with places.take():
+            pass  # the second one's is free again

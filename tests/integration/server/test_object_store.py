@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sqlalchemy import text
 
 from jobs import files, loose_objects, organizations, reads
 from server.settings import ServerSettings
+from tests.support.tiny_model import make_tiny_model
 
 from ...conftest import Bucket, WaitUntil
 from .conftest import TRAIN_ROW, Site, running_site
@@ -175,3 +177,19 @@ def test_a_local_copy_is_there_for_the_block_alone(site: Site) -> None:
         assert not path.is_relative_to(site.settings.data_dir)
     assert not path.exists()
     assert not Path(path.parent).exists()
+
+
+def test_a_row_of_a_stored_file_is_previewed_and_no_copy_stays(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tiny_model(site.settings.data_dir / "models" / "shown")
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(copies))
+    path = f"/v1/files/{site.upload(TRAIN_ROW * 3)}/preview"
+    shown = site.client(timeout=60).get(path, params={"model": "shown", "row": 3})
+    assert shown.status_code == 200, shown.text
+    assert any(token["trained"] for token in shown.json()["tokens"])
+    missing = site.client(timeout=60).get(path, params={"model": "shown", "row": 4})
+    assert (missing.status_code, missing.json()["error"]["code"]) == (400, "invalid_row")
+    assert list(copies.iterdir()) == []
