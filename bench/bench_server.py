@@ -377,6 +377,8 @@ def _fill(db: Database, claim: Claim, *, first: int, last: int) -> None:
         session.execute(text("SET LOCAL statement_timeout = 0"))
         series.roll_up(session, claim.lease.job_id, before=first, after=last)
         session.execute(text("ANALYZE events, metrics, metric_spans"))
+        # What filling has left to be written is no cost of shipping.
+        session.execute(text("CHECKPOINT"))
 
 
 def _store_file(service: Service) -> str:
