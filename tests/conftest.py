@@ -91,16 +91,26 @@ def wait_until_true(condition: Callable[[], T], timeout_s: float, what: str) -> 
         pause.wait(_POLL_S)
 
 
+def pytest_sessionstart() -> None:
+    """Set logging up for what is started before the first test: a server that the tests of a module share."""
+    _log_through_logging()
+
+
 @pytest.fixture(autouse=True)
 def log_through_logging() -> Iterator[None]:
     """Keep structlog off `sys.stdout`, which pytest replaces for each test while threads of a server or a worker write
-    to it: that race was seen to end in a segmentation fault. For each test anew, since some configure it themselves.
-    Costs microseconds."""
+    to it: that race was seen to end in a segmentation fault. For each test anew, since some configure it themselves,
+    and after it too, since what tests share goes on. Costs microseconds."""
+    _log_through_logging()
+    yield
+    _log_through_logging()
+
+
+def _log_through_logging() -> None:
+    structlog.reset_defaults()
     structlog.configure(
         processors=[structlog.processors.KeyValueRenderer()], logger_factory=structlog.stdlib.LoggerFactory()
     )
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
@@ -171,10 +181,17 @@ def database_url(postgres_server: Postgres, template_database: str) -> Iterator[
 
     It is dropped afterwards together with whoever is still connected to it.
     """
+    with fresh_database(postgres_server, template_database) as url:
+        yield url
+
+
+@contextmanager
+def fresh_database(server: Postgres, template: str) -> Iterator[str]:
+    """The same for what several tests share."""
     name = f"test_{next(_database_numbers)}"
-    postgres_server.create_database(name, template=template_database)
-    yield postgres_server.url(name)
-    postgres_server.drop_database(name)
+    server.create_database(name, template=template)
+    yield server.url(name)
+    server.drop_database(name)
 
 
 @pytest.fixture

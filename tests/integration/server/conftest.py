@@ -294,11 +294,16 @@ class RunningServer:
 @pytest.fixture
 def settings(database_url: str, broker_url: str, tmp_path: Path, known_shapes: KnownShapes) -> ServerSettings:
     """Settings of a server on a free port, with one base model, whose shapes it knows."""
-    make_model(tmp_path / "models" / MODEL)
-    known_shapes.give(tmp_path, MODEL_CONFIG)
+    return make_settings(database_url, broker_url, data_dir=tmp_path, known_shapes=known_shapes)
+
+
+def make_settings(database_url: str, broker_url: str, *, data_dir: Path, known_shapes: KnownShapes) -> ServerSettings:
+    """The same over services of the test's own."""
+    make_model(data_dir / "models" / MODEL)
+    known_shapes.give(data_dir, MODEL_CONFIG)
     # Workers are played by the tests, and most of them have nothing to do with the check of files: see test_data.py.
     return ServerSettings(
-        database_url=database_url, broker_url=broker_url, data_dir=tmp_path, server_port=0, data_checks=False
+        database_url=database_url, broker_url=broker_url, data_dir=data_dir, server_port=0, data_checks=False
     )
 
 

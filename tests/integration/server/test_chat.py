@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,19 @@ import transformers
 
 from jobs import chat as wire
 from jobs.db import Database
+from local.postgres import Postgres
+from local.valkey import Valkey
 from lomo_core import events as engine
 from tests.support.tiny_model import make_tiny_model
 from worker.chat import ChatService
 from worker.settings import WorkerSettings
 
-from .conftest import HOST, MODEL, Site, register_host
+from ...conftest import KnownShapes, WaitUntil, fresh_database
+from .conftest import HOST, MODEL, Site, make_settings, register_host, running_site
 
 CHAT_MODEL = "tiny-chat"
+PLAIN_MODEL = "plain"  # without a template
+LONG_MODEL = "tiny-long"  # with a context for answers that take long
 QUESTION = [{"role": "user", "content": "what goes with sun?"}]
 # A greedy answer of the untrained model repeats itself, so stop texts and comparisons take a sampled one.
 SAMPLED = {"model": CHAT_MODEL, "messages": QUESTION, "seed": 7, "temperature": 1.0, "max_tokens": 24}
@@ -35,39 +42,74 @@ _WAIT_S = 60.0
 StartChats = Callable[..., ChatService]
 
 
+@dataclass(frozen=True, slots=True)
+class Chats:
+    """A site and the part of a worker that answers its chats; a model that is loaded stays for the next test."""
+
+    site: Site
+    service: ChatService
+
+
+@pytest.fixture(scope="module")
+def chats(
+    postgres_server: Postgres,
+    template_database: str,
+    known_shapes: KnownShapes,
+    wait_until: WaitUntil,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Chats]:
+    """What most of these tests share, with a broker that no other test empties; each model takes some 3 s to load."""
+    folder = tmp_path_factory.mktemp("chats")
+    broker = Valkey(folder / "valkey", log_path=folder / "valkey.log")
+    broker.start()
+    with fresh_database(postgres_server, template_database) as database_url:
+        settings = make_settings(database_url, broker.broker_url, data_dir=folder / "data", known_shapes=known_shapes)
+        with running_site(settings, wait_until) as site, answering(site, available_bytes=2**36) as service:
+            yield Chats(site, service)
+    broker.stop()
+
+
 @pytest.fixture
 def start_chats(site: Site) -> Iterator[StartChats]:
-    """Start the part of a worker that answers chats, on a host with room. The engine takes about 5 s to load."""
+    """Start the part of a worker that answers chats, with settings of the test's own."""
+    with ExitStack() as started:
+        yield lambda **changes: started.enter_context(answering(site, **changes))
+
+
+@contextmanager
+def answering(site: Site, *, available_bytes: int = 2**36, **changes: Any) -> Iterator[ChatService]:
+    """A service on a host with so much room, and the models that the tests chat with."""
+    models = site.settings.data_dir / "models"
     # Of this seed the likeliest tokens are not all the same one.
-    make_tiny_model(site.settings.data_dir / "models" / CHAT_MODEL, seed=12)
-    services: list[ChatService] = []
-    dbs: list[Database] = []
+    make_tiny_model(models / CHAT_MODEL, seed=12)
+    (make_tiny_model(models / PLAIN_MODEL) / "chat_template.jinja").unlink()
+    give_long_context(make_tiny_model(models / LONG_MODEL, seed=12))
+    register_host(site.db, HOST, available_bytes=available_bytes)
+    names = ("database_url", "broker_url", "data_dir")
+    settings = WorkerSettings(
+        **{name: getattr(site.settings, name) for name in names}, worker_name=HOST, engine_threads=1, **changes
+    )
+    db = Database(settings.database_url)
+    service = ChatService(db, settings)
+    service.start()
+    with valkey(site) as broker:
+        site.wait_until(lambda: broker.zcard(wire.HOSTS_KEY), _WAIT_S, "the worker")
+    yield service
+    service.close()
+    db.dispose()
 
-    def start(*, available_bytes: int = 2**36, **changes: Any) -> ChatService:
-        register_host(site.db, HOST, available_bytes=available_bytes)
-        names = ("database_url", "broker_url", "data_dir")
-        settings = WorkerSettings(
-            **{name: getattr(site.settings, name) for name in names}, worker_name=HOST, engine_threads=1, **changes
-        )
-        dbs.append(Database(settings.database_url))
-        services.append(ChatService(dbs[-1], settings))
-        services[-1].start()
-        with valkey(site) as broker:
-            site.wait_until(lambda: broker.zcard(wire.HOSTS_KEY), _WAIT_S, "the worker")
-        return services[-1]
 
-    yield start
-    for service in services:
-        service.close()
-    for db in dbs:
-        db.dispose()
+def give_long_context(folder: Path) -> None:
+    """Let the model write 4096 tokens, which takes it far longer than what is waited for here."""
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 8192}))
 
 
 @pytest.fixture
-def client(site: Site) -> Iterator[openai.OpenAI]:
+def client(chats: Chats) -> Iterator[openai.OpenAI]:
     """The official client with its strict validation on, without retries."""
     with openai.OpenAI(
-        api_key=site.key, base_url=f"{site.url}/v1", _strict_response_validation=True, max_retries=0
+        api_key=chats.site.key, base_url=f"{chats.site.url}/v1", _strict_response_validation=True, max_retries=0
     ) as client:
         yield client
 
@@ -97,12 +139,11 @@ def greedy_answer(folder: Path, *, num_tokens: int) -> tuple[int, str]:
     return num_prompt, tokenizer.decode(ids[num_prompt:], skip_special_tokens=True)
 
 
-def test_the_official_client_plain_and_streaming(site: Site, start_chats: StartChats, client: openai.OpenAI) -> None:
-    service = start_chats()
+def test_the_official_client_plain_and_streaming(chats: Chats, client: openai.OpenAI) -> None:
     create: Any = client.chat.completions.create
 
     greedy = create(model=CHAT_MODEL, messages=QUESTION, temperature=0, max_tokens=10)
-    num_prompt, text = greedy_answer(site.settings.data_dir / "models" / CHAT_MODEL, num_tokens=10)
+    num_prompt, text = greedy_answer(chats.site.settings.data_dir / "models" / CHAT_MODEL, num_tokens=10)
     assert greedy.choices[0].message.content == text
     assert greedy.choices[0].finish_reason == "length"
     assert (greedy.usage.prompt_tokens, greedy.usage.completion_tokens) == (num_prompt, 10)
@@ -125,12 +166,11 @@ def test_the_official_client_plain_and_streaming(site: Site, start_chats: StartC
     assert stopped.choices[0].message.content == content[: content.index(stop)]
     assert stopped.choices[0].finish_reason == "stop"
     assert create(**(SAMPLED | {"top_p": 1e-6, "max_tokens": 10})).choices[0].message.content == text
-    assert service.is_loaded
+    assert chats.service.is_loaded
 
 
-def test_the_bytes_of_a_stream(site: Site, start_chats: StartChats) -> None:
-    start_chats()
-    response = post(site, messages=QUESTION, stream=True, max_completion_tokens=2, temperature=0)
+def test_the_bytes_of_a_stream(chats: Chats) -> None:
+    response = post(chats.site, messages=QUESTION, stream=True, max_completion_tokens=2, temperature=0)
     assert response.headers["content-type"].startswith("text/event-stream")
     frames = response.text.split("\n\n")
     assert frames[-2:] == ["data: [DONE]", ""]
@@ -164,8 +204,7 @@ def test_what_would_change_the_answer_is_refused(site: Site, changes: dict[str, 
     assert text in error_of(response)["message"]
 
 
-def test_what_changes_nothing_is_accepted(site: Site, start_chats: StartChats) -> None:
-    start_chats()
+def test_what_changes_nothing_is_accepted(chats: Chats) -> None:
     echoed = {"role": "assistant", "content": "day", "refusal": None, "tool_calls": None, "annotations": []}
     messages = [
         {"role": "developer", "content": "Be brief."},
@@ -174,7 +213,7 @@ def test_what_changes_nothing_is_accepted(site: Site, start_chats: StartChats) -
         *QUESTION,
     ]
     response = post(
-        site,
+        chats.site,
         messages=messages,
         max_tokens=1,
         n=1,
@@ -192,28 +231,118 @@ def test_what_changes_nothing_is_accepted(site: Site, start_chats: StartChats) -
     assert response.json()["usage"]["completion_tokens"] == 1
 
 
-def test_what_only_the_model_can_tell(site: Site, start_chats: StartChats) -> None:
-    start_chats()
-    long = post(site, messages=[{"role": "user", "content": "word " * 2000}])
+def test_what_only_the_model_can_tell(chats: Chats) -> None:
+    long = post(chats.site, messages=[{"role": "user", "content": "word " * 2000}])
     assert (long.status_code, error_of(long)["code"]) == (400, "context_length_exceeded")
     assert "context is 512 tokens" in error_of(long)["message"]
-    asked = post(site, messages=QUESTION, max_tokens=510, stream=True)
+    asked = post(chats.site, messages=QUESTION, max_tokens=510, stream=True)
     assert (asked.status_code, error_of(asked)["code"]) == (400, "context_length_exceeded")
-    unknown = site.client().post("/v1/chat/completions", json={"model": "no/such", "messages": QUESTION})
+    unknown = chats.site.client().post("/v1/chat/completions", json={"model": "no/such", "messages": QUESTION})
     assert (unknown.status_code, error_of(unknown)["code"]) == (404, "model_not_found")
-    broken = post(site, model=MODEL, messages=QUESTION)  # its weights are no weights
+    broken = post(chats.site, model=MODEL, messages=QUESTION)  # its weights are no weights
     assert (broken.status_code, error_of(broken)["code"]) == (400, "invalid_model")
 
 
-def test_a_base_model_without_a_template_gets_a_plain_one(site: Site, start_chats: StartChats) -> None:
-    start_chats()
-    folder = make_tiny_model(site.settings.data_dir / "models" / "plain")
-    (folder / "chat_template.jinja").unlink()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+def test_a_base_model_without_a_template_gets_a_plain_one(chats: Chats) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(chats.site.settings.data_dir / "models" / PLAIN_MODEL)
     assert tokenizer.chat_template is None
-    response = post(site, model="plain", messages=[{"role": "system", "content": "Be brief."}, *QUESTION], max_tokens=1)
+    messages = [{"role": "system", "content": "Be brief."}, *QUESTION]
+    response = post(chats.site, model=PLAIN_MODEL, messages=messages, max_tokens=1)
     expected = "System: Be brief.\n\nUser: what goes with sun?\n\nAssistant:"
     assert response.json()["usage"]["prompt_tokens"] == len(tokenizer(expected).input_ids)
+
+
+def test_a_job_that_needs_the_room_gets_it(chats: Chats) -> None:
+    site, service = chats.site, chats.service
+    assert post(site, model=PLAIN_MODEL, messages=QUESTION, max_tokens=1).is_success
+    service.make_room()
+    assert post(site, model=PLAIN_MODEL, messages=QUESTION, max_tokens=1).is_success
+    assert service.is_loaded  # there was room for both
+    register_host(site.db, HOST, available_bytes=2**28)
+    try:
+        service.make_room()
+        site.wait_until(lambda: not service.is_loaded, 10, "the model to go")
+    finally:
+        register_host(site.db, HOST, available_bytes=2**36)
+
+
+def test_a_tuned_model_and_a_checkpoint_answer(chats: Chats) -> None:
+    site = chats.site
+    run = site.run(suffix="docs")
+    run.start()
+    data_dir = site.settings.data_dir
+    checkpoint = f"runs/{run.job_id}/attempt-1/checkpoints/step-5"
+    make_tiny_model(data_dir / checkpoint, seed=6)
+    make_tiny_model(data_dir / f"runs/{run.job_id}/model", seed=9)
+    run.say(engine.Checkpoint(step=5, path=checkpoint, manifest_sha256="0" * 64, num_bytes=7, train_loss=2.0))
+    name = run.succeed()
+    texts = []
+    for model, folder in ((f"{name}:ckpt-step-5", checkpoint), (name, f"runs/{run.job_id}/model")):
+        response = post(site, model=model, messages=QUESTION, max_tokens=6, temperature=0)
+        assert response.status_code == 200, response.text
+        texts.append(response.json()["choices"][0]["message"]["content"])
+        assert texts[-1] == greedy_answer(data_dir / folder, num_tokens=6)[1]
+    assert texts[0] != texts[1]
+    absent = post(site, model=f"{name}:ckpt-step-6", messages=QUESTION)
+    assert (absent.status_code, error_of(absent)["code"]) == (404, "model_not_found")
+
+
+def test_a_client_that_leaves_ends_the_generation(chats: Chats) -> None:
+    site = chats.site
+    body = {"model": LONG_MODEL, "messages": QUESTION, "stream": True, "max_tokens": 4096, "temperature": 0}
+    with site.client(timeout=_WAIT_S).stream("POST", "/v1/chat/completions", json=body) as response:
+        first = json.loads(next(response.iter_lines()).removeprefix("data: "))
+
+    def last_event() -> Any:
+        with valkey(site) as broker:
+            found = broker.xrevrange(wire.answer_key(first["id"]), count=1)
+        return json.loads(found[0][1]["event"]) if found else {}
+
+    site.wait_until(lambda: last_event().get("code") == "reader_gone", 10, "the worker to notice")
+    short = body | {"stream": False, "max_tokens": 1}
+    assert site.client(timeout=10).post("/v1/chat/completions", json=short).is_success
+
+
+def test_an_answer_that_takes_too_long_ends(chats: Chats, monkeypatch: pytest.MonkeyPatch) -> None:
+    site, service = chats.site, chats.service
+    assert post(site, model=LONG_MODEL, messages=QUESTION, max_tokens=1).is_success
+    monkeypatch.setattr("worker.chat.ANSWER_TIMEOUT_S", 0.5)
+    response = post(site, model=LONG_MODEL, messages=QUESTION, max_tokens=4096, temperature=0)
+    assert (response.status_code, error_of(response)["code"]) == (504, "timeout")
+    assert not service.is_loaded
+    broken = post(site, model=LONG_MODEL, messages=QUESTION, max_tokens=4096, temperature=0, stream=True)
+    assert broken.status_code == 504  # while it is loaded again, nothing has been sent yet
+
+
+def test_a_killed_engine_costs_one_answer(chats: Chats) -> None:
+    site, service = chats.site, chats.service
+    assert post(site, model=LONG_MODEL, messages=QUESTION, max_tokens=1).is_success
+    assert service.engine_pid is not None
+    os.kill(service.engine_pid, signal.SIGSTOP)  # so that the answer certainly has not begun when it dies
+    body = {"model": LONG_MODEL, "messages": QUESTION, "stream": True}
+    follower = site.client(timeout=_WAIT_S)
+    with valkey(site) as broker:
+        results: list[httpx.Response] = []
+        thread = threading.Thread(
+            target=lambda: results.append(follower.post("/v1/chat/completions", json=body)), daemon=True
+        )
+        thread.start()
+        site.wait_until(lambda: broker.keys("lomo:chat:answer:*"), 10, "the worker to take it")
+        os.kill(service.engine_pid, signal.SIGKILL)
+        thread.join(_WAIT_S)
+    assert (results[0].status_code, error_of(results[0])["code"]) == (500, "engine_failed")
+    assert post(site, model=LONG_MODEL, messages=QUESTION, max_tokens=1).is_success
+
+
+def test_an_error_after_the_first_words_reaches_the_official_client(chats: Chats, client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model=LONG_MODEL, messages=QUESTION, max_tokens=4096, temperature=0, stream=True
+    )
+    next(stream)
+    assert chats.service.engine_pid is not None
+    os.kill(chats.service.engine_pid, signal.SIGKILL)
+    with pytest.raises(openai.APIError, match="has ended"):
+        list(stream)
 
 
 def test_without_a_worker(site: Site) -> None:
@@ -234,43 +363,6 @@ def test_a_full_queue(site: Site) -> None:
         assert broker.llen(wire.QUEUE_KEY) == wire.MAX_QUEUED
 
 
-def give_long_context(site: Site) -> None:
-    """Let the model write 4096 tokens, which takes it far longer than what is waited for here."""
-    config = site.settings.data_dir / "models" / CHAT_MODEL / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 8192}))
-
-
-def test_an_answer_that_takes_too_long_ends(
-    site: Site, start_chats: StartChats, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    service = start_chats()
-    give_long_context(site)
-    assert post(site, messages=QUESTION, max_tokens=1).is_success
-    monkeypatch.setattr("worker.chat.ANSWER_TIMEOUT_S", 0.5)
-    response = post(site, messages=QUESTION, max_tokens=4096, temperature=0)
-    assert (response.status_code, error_of(response)["code"]) == (504, "timeout")
-    assert not service.is_loaded
-    broken = post(site, messages=QUESTION, max_tokens=4096, temperature=0, stream=True)
-    assert broken.status_code == 504  # while it is loaded again, nothing has been sent yet
-
-
-def test_a_client_that_leaves_ends_the_generation(site: Site, start_chats: StartChats) -> None:
-    start_chats()
-    give_long_context(site)
-    body = {"model": CHAT_MODEL, "messages": QUESTION, "stream": True, "max_tokens": 4096, "temperature": 0}
-    with site.client(timeout=_WAIT_S).stream("POST", "/v1/chat/completions", json=body) as response:
-        first = json.loads(next(response.iter_lines()).removeprefix("data: "))
-
-    def last_event() -> Any:
-        with valkey(site) as broker:
-            found = broker.xrevrange(wire.answer_key(first["id"]), count=1)
-        return json.loads(found[0][1]["event"]) if found else {}
-
-    site.wait_until(lambda: last_event().get("code") == "reader_gone", 10, "the worker to notice")
-    short = body | {"stream": False, "max_tokens": 1}
-    assert site.client(timeout=10).post("/v1/chat/completions", json=short).is_success
-
-
 def test_a_queued_chat_that_nobody_waits_for_is_taken_back(site: Site) -> None:
     make_tiny_model(site.settings.data_dir / "models" / CHAT_MODEL)
     with valkey(site) as broker:
@@ -288,74 +380,7 @@ def test_a_model_that_does_not_fit_beside_the_jobs(site: Site, start_chats: Star
     assert not service.is_loaded
 
 
-def test_a_job_that_needs_the_room_gets_it(site: Site, start_chats: StartChats) -> None:
-    service = start_chats()
-    assert post(site, messages=QUESTION, max_tokens=1).is_success
-    service.make_room()
-    assert post(site, messages=QUESTION, max_tokens=1).is_success
-    assert service.is_loaded  # there was room for both
-    register_host(site.db, HOST, available_bytes=2**28)
-    service.make_room()
-    site.wait_until(lambda: not service.is_loaded, 10, "the model to go")
-
-
 def test_an_idle_model_goes(site: Site, start_chats: StartChats) -> None:
     service = start_chats(chat_idle_s=0)
     assert post(site, messages=QUESTION, max_tokens=1).is_success
     site.wait_until(lambda: not service.is_loaded, 10, "the model to go")
-
-
-def test_a_killed_engine_costs_one_answer(site: Site, start_chats: StartChats) -> None:
-    service = start_chats()
-    assert post(site, messages=QUESTION, max_tokens=1).is_success
-    assert service.engine_pid is not None
-    os.kill(service.engine_pid, signal.SIGSTOP)  # so that the answer certainly has not begun when it dies
-    body = {"model": CHAT_MODEL, "messages": QUESTION, "stream": True}
-    follower = site.client(timeout=_WAIT_S)
-    with valkey(site) as broker:
-        results: list[httpx.Response] = []
-        thread = threading.Thread(
-            target=lambda: results.append(follower.post("/v1/chat/completions", json=body)), daemon=True
-        )
-        thread.start()
-        site.wait_until(lambda: broker.keys("lomo:chat:answer:*"), 10, "the worker to take it")
-        os.kill(service.engine_pid, signal.SIGKILL)
-        thread.join(_WAIT_S)
-    assert (results[0].status_code, error_of(results[0])["code"]) == (500, "engine_failed")
-    assert post(site, messages=QUESTION, max_tokens=1).is_success
-
-
-def test_a_tuned_model_and_a_checkpoint_answer(site: Site, start_chats: StartChats) -> None:
-    start_chats()
-    run = site.run(suffix="docs")
-    run.start()
-    data_dir = site.settings.data_dir
-    checkpoint = f"runs/{run.job_id}/attempt-1/checkpoints/step-5"
-    make_tiny_model(data_dir / checkpoint, seed=6)
-    make_tiny_model(data_dir / f"runs/{run.job_id}/model", seed=9)
-    run.say(engine.Checkpoint(step=5, path=checkpoint, manifest_sha256="0" * 64, num_bytes=7, train_loss=2.0))
-    name = run.succeed()
-    texts = []
-    for model, folder in ((f"{name}:ckpt-step-5", checkpoint), (name, f"runs/{run.job_id}/model")):
-        response = post(site, model=model, messages=QUESTION, max_tokens=6, temperature=0)
-        assert response.status_code == 200, response.text
-        texts.append(response.json()["choices"][0]["message"]["content"])
-        assert texts[-1] == greedy_answer(data_dir / folder, num_tokens=6)[1]
-    assert texts[0] != texts[1]
-    absent = post(site, model=f"{name}:ckpt-step-6", messages=QUESTION)
-    assert (absent.status_code, error_of(absent)["code"]) == (404, "model_not_found")
-
-
-def test_an_error_after_the_first_words_reaches_the_official_client(
-    site: Site, start_chats: StartChats, client: openai.OpenAI
-) -> None:
-    service = start_chats()
-    give_long_context(site)
-    stream = client.chat.completions.create(
-        model=CHAT_MODEL, messages=QUESTION, max_tokens=4096, temperature=0, stream=True
-    )
-    next(stream)
-    assert service.engine_pid is not None
-    os.kill(service.engine_pid, signal.SIGKILL)
-    with pytest.raises(openai.APIError, match="has ended"):
-        list(stream)
