@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 def calibrate(settings: WorkerSettings, *, stopping: threading.Event) -> CalibrationConfig:
     """This host's figures: from its file, else measured by the engine; typical ones where the engine cannot tell, or
     the worker stops meanwhile."""
-    path = settings.data_dir.absolute() / "calibration" / f"{settings.worker_name}-{_key(settings)}.json"
+    path = calibration_path(settings)
     found = _read(path)
     try:
         if found is None:
@@ -45,6 +45,11 @@ def calibrate(settings: WorkerSettings, *, stopping: threading.Event) -> Calibra
     if found is None:
         log.warning("calibration_failed", used="typical figures")
     return found or _TYPICAL
+
+
+def calibration_path(settings: WorkerSettings) -> Path:
+    """The file that keeps this host's figures."""
+    return settings.data_dir.absolute() / "calibration" / f"{settings.worker_name}-{_key(settings)}.json"
 
 
 def run_overhead_bytes(calibration: CalibrationConfig) -> int:

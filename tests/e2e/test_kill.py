@@ -12,6 +12,7 @@ import pytest
 from jobs import reads, series
 from jobs.db import Database
 from tests.conftest import wait_until_true
+from tests.support.known_host import give_calibration
 from tests.support.tiny_model import chat_rows, make_tiny_model
 from tests.support.worker_bench import MODEL, ORGANIZATION, SHORT, Bench, CeleryWorker, is_alive
 from worker.settings import WorkerSettings
@@ -42,6 +43,7 @@ def bench(tmp_path: Path, database_url: str, broker_url: str) -> Iterator[Bench]
         **SHORT,
     )
     make_tiny_model(settings.data_dir / "models" / MODEL)
+    give_calibration(settings)
     bench = Bench(Database(database_url), settings)
     yield bench
     bench.db.dispose()

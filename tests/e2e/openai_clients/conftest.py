@@ -13,6 +13,7 @@ import pytest
 
 from local.stack import Stack
 from tests.conftest import KnownShapes
+from tests.support.known_host import give_stack_calibration
 from tests.support.tiny_model import chat_rows, make_tiny_model, write_jsonl
 
 INSTALL_TIMEOUT_S = 300.0  # 9 s for the client alone, 20 s with wandb and pandas
@@ -42,6 +43,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, known_shapes: KnownShapes)
     data = tmp_path_factory.mktemp("clients")
     write_jsonl(data / "train.jsonl", chat_rows(64))
     write_jsonl(data / "held_back.jsonl", chat_rows(16))
+    give_stack_calibration(data / "lomo")
     with Stack(data / "lomo") as running:
         model = make_tiny_model(running.data_dir / "models" / "tiny")
         known_shapes.give_file(running.data_dir, model / "config.json")

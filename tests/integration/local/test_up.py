@@ -16,6 +16,8 @@ import httpx
 import psutil
 import pytest
 
+from tests.support.known_host import give_stack_calibration
+
 pytestmark = pytest.mark.slow
 
 # What a user's shell may hold for other databases and networks, and what must not reach the embedded ones.
@@ -89,6 +91,7 @@ def begin_up(tmp_path) -> Iterator[Callable[[str], Up]]:
     begun: list[Up] = []
 
     def begin(name: str) -> Up:
+        give_stack_calibration(tmp_path / name)
         output_path = tmp_path / f"{name}-{len(begun)}.out"
         command = [sys.executable, "-m", "local", "up", "--data-dir", str(tmp_path / name), "--port", "0"]
         with output_path.open("wb") as output:

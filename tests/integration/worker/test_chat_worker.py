@@ -11,6 +11,7 @@ import psutil
 from jobs import chat, reads
 from server.chat import ChatClient
 from server.errors import ApiError
+from tests.support.known_host import give_calibration
 from tests.support.tiny_model import make_tiny_model
 from tests.support.worker_bench import ORGANIZATION, CeleryWorker
 
@@ -33,8 +34,10 @@ def engines(worker: CeleryWorker) -> list[psutil.Process]:
 
 def test_a_worker_answers_and_takes_its_engine_along(bench: Any, start_worker: Any, wait_until: Any) -> None:
     make_tiny_model(bench.settings.data_dir / "models" / "tiny")
-    worker = start_worker(engine_command=(sys.executable, "-m", "lomo_core"))
-    wait_until(lambda: reads.find_host(bench.db, name="host-a"), 90, "the host, which is measured first")
+    engine_command = (sys.executable, "-m", "lomo_core")
+    give_calibration(bench.settings.model_copy(update={"engine_command": engine_command}))
+    worker = start_worker(engine_command=engine_command)
+    wait_until(lambda: reads.find_host(bench.db, name="host-a"), 90, "the host")
     events = asyncio.run(ask(bench.settings.broker_url, 1))
     assert next(event["type"] for event in events if event["type"] != "alive") == "started"
     assert events[-1] == {"type": "finished", "finish_reason": "length", "completion_tokens": 5}

@@ -13,6 +13,7 @@ from jobs.checkpoint_names import checkpoint_name
 from jobs.spec import JobSpec
 from lomo_core.config import TrainConfig
 from tests.conftest import KnownShapes
+from tests.support.known_host import give_calibration
 from tests.support.tiny_model import chat, make_tiny_model, write_jsonl
 from tests.support.worker_bench import ORGANIZATION, Bench
 
@@ -148,6 +149,7 @@ def test_a_job_that_was_paused_ends_as_one_that_was_not(
     bench: Bench, values: dict[str, Any], wait_until: Any, in_background: Any
 ) -> None:
     node = bench.node(engine_command=(sys.executable, "-m", "lomo_core"), engine_threads=1)
+    give_calibration(node.settings)
     whole = bench.work_until_ended(node, bench.submit_spec(values), timeout_s=90)
     assert whole.status == "succeeded", bench.messages(whole.id)
 
