@@ -100,9 +100,11 @@ def append_events(session: Session, job_id: str, attempt: int, events: Sequence[
     return last_seq
 
 
-def append_many_events(session: Session, job_id: str, attempt: int, events: Sequence[NewEvent]) -> None:
-    """The same for hundreds of events, each with its time."""
-    first = _count_events(session, job_id, len(events)) - len(events) + 1
+def append_many_events(
+    session: Session, job_id: str, attempt: int, num_events: int, events: Iterable[NewEvent]
+) -> None:
+    """The same for hundreds of events, each with its time; they may be made one by one while they are sent."""
+    first = _count_events(session, job_id, num_events) - num_events + 1
     rows = (
         (
             job_id,

@@ -12,7 +12,7 @@ import openai
 import pytest
 from sqlalchemy import text
 
-from jobs import checkpoint_names, keys, lifecycle
+from jobs import checkpoint_names, deletion, keys, lifecycle
 from jobs.errors import InvalidRequestError
 from lomo_core import events as engine
 
@@ -222,13 +222,17 @@ def delete(site: Site, job_id: str) -> httpx.Response:
 def ended(site: Site) -> Run:
     """A job that has succeeded, with a checkpoint, a model and a result file on disk."""
     run = site.run()
+    run.start()
+    run.step(1, 2, 3)
     checkpoint_of(site, run)
     run.succeed(site.settings.data_dir)
     make_model(site.settings.data_dir / "runs" / run.job_id / "model")
     return run
 
 
-def test_a_deleted_job_leaves_nothing(site: Site) -> None:
+@pytest.mark.parametrize("rows_at_once", [100_000, 1])
+def test_a_deleted_job_leaves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch, rows_at_once: int) -> None:
+    monkeypatch.setattr(deletion, "_ROWS_AT_ONCE", rows_at_once)
     run = ended(site)
     kept = site.submit()
     job = site.get(run.job_id)
