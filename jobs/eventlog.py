@@ -38,7 +38,10 @@ _STEP_FIELDS = tuple(engine.Step.__dataclass_fields__)
 # 0.16 us for eight attributes, which one by one take 0.41.
 _get_figures, _get_memory, _get_step = attrgetter(*_FIGURES), attrgetter(*_MEMORY), attrgetter(*_STEP_FIELDS)
 _METRIC_COLUMNS = ("job_id", "attempt", "created_at", *_FIGURES, *_MEMORY)
-_LOCK_SHIPPED = text("SELECT shipped_lines FROM attempts WHERE job_id = :job_id AND number = :attempt FOR UPDATE")
+_LOCK_SHIPPED = text("""
+    SELECT shipped_lines, coalesce((SELECT max(step) FROM metrics WHERE job_id = :job_id), 0) AS last_step
+    FROM attempts WHERE job_id = :job_id AND number = :attempt FOR UPDATE OF attempts
+""")
 _SET_SHIPPED = text("UPDATE attempts SET shipped_lines = :lines WHERE job_id = :job_id AND number = :attempt")
 _DELETE_METRICS = text("DELETE FROM metrics WHERE job_id = :job_id AND step = ANY(:steps)")
 
@@ -64,14 +67,14 @@ def ship(
     """
     with db.transaction() as session:
         job = lock_leased(session, lease)
-        done: int = session.scalars(_LOCK_SHIPPED, {"job_id": job.id, "attempt": attempt}).one()
+        done, last_step = session.execute(_LOCK_SHIPPED, {"job_id": job.id, "attempt": attempt}).one()
         new = [(number, line) for number, line in lines if number >= done]
         if not new:
             return 0
         assert new[0][0] == done, f"journal line {done} is missing: got {new[0][0]}"
         # Made while Postgres takes those before them in: the two work side by side.
         append_many_events(session, job.id, attempt, len(new), (_event(number, line) for number, line in new))
-        _write_metrics(session, job, attempt, new)
+        _write_metrics(session, job, attempt, new, last_step=last_step)
         _write_evaluations(session, job.id, new)
         _write_checkpoints(session, job, attempt, new, relative)
         _write_figures(session, job, attempt, new)
@@ -181,8 +184,9 @@ def _evaluation_message(event: engine.Evaluation) -> str:
     return f"Evaluation at step {event.step} on {event.num_rows:,} rows: {', '.join(parts)}"
 
 
-def _write_metrics(session: Session, job: Job, attempt: int, lines: Sequence[NumberedLine]) -> None:
-    """The figures of steps. A step that stands already (repeated after a resume) is replaced."""
+def _write_metrics(session: Session, job: Job, attempt: int, lines: Sequence[NumberedLine], *, last_step: int) -> None:
+    """The figures of steps. One that stands already (none beyond `last_step` does) is repeated after a resume, and
+    replaced."""
     rows = {
         line.event.step: (
             job.id,
@@ -195,7 +199,9 @@ def _write_metrics(session: Session, job: Job, attempt: int, lines: Sequence[Num
         if isinstance(line.event, engine.Step)
     }
     if rows:
-        session.execute(_DELETE_METRICS, {"job_id": job.id, "steps": list(rows)})
+        # Where nothing can stand, to look for each of 500 steps would take 2 of the batch's 25 ms.
+        if min(rows) <= last_step:
+            session.execute(_DELETE_METRICS, {"job_id": job.id, "steps": list(rows)})
         copy_rows(session, Metric, _METRIC_COLUMNS, rows.values())
         series.roll_up(session, job.id, before=min(job.step, min(rows) - 1), after=max(rows))
 
