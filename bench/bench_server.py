@@ -44,6 +44,7 @@ from jobs.db import Database
 from jobs.host_registry import HostReport
 from jobs.lifecycle import Claim
 from jobs.organizations import DEFAULT_ORGANIZATION
+from jobs.owner import Owner
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec
 from local.ports import reserve_port
@@ -295,7 +296,7 @@ def claim_job(db: Database) -> Claim:
     submission.submit(
         db,
         planned=PlannedJob(spec=JobSpec(model="tiny", training_file="file-0", seed=0)),
-        organization_id=DEFAULT_ORGANIZATION,
+        owner=Owner(DEFAULT_ORGANIZATION),
         api_key_id=None,
         metadata={},
     )
@@ -386,7 +387,7 @@ def _store_file(service: Service) -> str:
         service.db,
         io.BytesIO(ROW * 8),
         files_dir=service.data_dir / "files",
-        organization_id=DEFAULT_ORGANIZATION,
+        owner=Owner(DEFAULT_ORGANIZATION),
         filename="train.jsonl",
         purpose="fine-tune",
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jobs import eventlog, lifecycle, migrate, submission
 from jobs.db import Database
+from jobs.owner import Owner
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec
 from local.postgres import Postgres
@@ -54,7 +55,7 @@ def make_line(number: int) -> eventlog.NumberedLine:
 def measure(db: Database, batch_size: int) -> float:
     """Lines per second: the median over the batches of some seconds, the first one left out."""
     spec = JobSpec(model="bench", training_file="file-0", seed=0)
-    submission.submit(db, planned=PlannedJob(spec=spec), organization_id="bench", api_key_id=None, metadata={})
+    submission.submit(db, planned=PlannedJob(spec=spec), owner=Owner("bench"), api_key_id=None, metadata={})
     claim = lifecycle.claim(db, owner="bench/0", lease_s=3600)
     assert claim is not None
     rates: list[float] = []

@@ -141,7 +141,8 @@ class ApiClient:
         return self._object(response)
 
     def _auth(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.connection.required_key}"}
+        place = {} if self.connection.project is None else {"OpenAI-Project": self.connection.project}
+        return {"Authorization": f"Bearer {self.connection.required_key}", **place}
 
     def _object(self, response: httpx.Response) -> Json:
         try:
@@ -216,6 +217,6 @@ def _api_error(response: httpx.Response) -> ApiError:
     # A message may have a table below its first line.
     first, newline, rest = message.partition("\n")
     text = message if code is None or code in message else f"{first} [{code}]{newline}{rest}"
-    if status == httpx.codes.UNAUTHORIZED:
+    if status == httpx.codes.UNAUTHORIZED and code != "mismatched_project":
         text += " Give the key by LOMO_API_KEY or --api-key-file."
     return ApiError(text, status=status, code=code, param=param)

@@ -1,4 +1,4 @@
-"""Which server to talk to and with which key: from options first, then from the environment."""
+"""Which server to talk to, with which key and in which project: from options first, then from the environment."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class Connection:
     url: str
     """Of the API, `/v1` included, without a slash at the end."""
     api_key: str | None = field(default=None, repr=False)
+    project: str | None = None
+    """The one that an administrator's key is to act in; None: the whole organization."""
 
     @property
     def root_url(self) -> str:
@@ -48,13 +50,17 @@ class Connection:
 
 
 def find_connection(*, url: str | None, api_key_file: Path | None, env: Mapping[str, str]) -> Connection:
-    """Put the options and the environment together; an option wins, LOMO_* wins over OPENAI_*.
+    """Put the options and the environment together; an option wins, LOMO_* wins over OPENAI_*. The project is
+    LOMO_PROJECT's alone: OPENAI_PROJECT_ID may be one of OpenAI's, which nobody here knows.
 
     Raises:
-        UsageError: the URL is none, or the key file cannot be read.
+        UsageError: the URL is none, the key file cannot be read, or the project's id cannot be one.
     """
     given = url or env.get("LOMO_URL") or env.get("OPENAI_BASE_URL") or DEFAULT_URL
-    return Connection(normalise_url(given), _find_key(api_key_file, env))
+    project = env.get("LOMO_PROJECT")
+    if project:
+        project = _one_word(project, "LOMO_PROJECT does not hold the id of a project: expected one like proj_...")
+    return Connection(normalise_url(given), _find_key(api_key_file, env), project or None)
 
 
 def normalise_url(text: str) -> str:
@@ -99,8 +105,12 @@ def _read_key(path: Path) -> str:
 
 
 def _checked(text: str, where: str) -> str:
-    """A key must fit into a header: one word of printable ASCII."""
-    key = text.strip()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise UsageError(f"{where} does not hold an API key: expected one line like sk-lomo-...")
-    return key
+    return _one_word(text, f"{where} does not hold an API key: expected one line like sk-lomo-...")
+
+
+def _one_word(text: str, otherwise: str) -> str:
+    """What must fit into a header: one word of printable ASCII."""
+    word = text.strip()
+    if not word or not word.isascii() or not word.isprintable() or " " in word:
+        raise UsageError(otherwise)
+    return word

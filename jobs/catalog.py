@@ -12,6 +12,7 @@ from pathlib import Path
 from jobs import checkpoint_names, reads
 from jobs.db import Database
 from jobs.errors import InvalidRequestError, NotFoundError
+from jobs.owner import Owner
 from jobs.settings import JobsSettings
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
@@ -27,14 +28,14 @@ class ModelSource:
     hub_id: str | None = None
 
 
-def resolve_model(db: Database, settings: JobsSettings, *, organization_id: str, name: str) -> ModelSource:
+def resolve_model(db: Database, settings: JobsSettings, *, owner: Owner, name: str) -> ModelSource:
     """Find the model that a request names.
 
     Raises:
         InvalidRequestError: no such model (`model_not_found`), or its folder holds no model (`invalid_model`).
     """
     if name.startswith("ft:"):
-        path = _find_tuned(db, organization_id=organization_id, name=name)
+        path = _find_tuned(db, owner=owner, name=name)
         if path is not None:
             folder = settings.data_dir / path
             if not folder.is_dir():
@@ -61,7 +62,7 @@ def resolve_model(db: Database, settings: JobsSettings, *, organization_id: str,
     )
 
 
-def resolve_served_model(db: Database, settings: JobsSettings, *, organization_id: str, name: str) -> Path:
+def resolve_served_model(db: Database, settings: JobsSettings, *, owner: Owner, name: str) -> Path:
     """Find the folder of a model that can answer: a base model of this server, a tuned one, or a checkpoint.
 
     Raises:
@@ -69,7 +70,7 @@ def resolve_served_model(db: Database, settings: JobsSettings, *, organization_i
         InvalidRequestError: its folder holds no model.
     """
     try:
-        folder = resolve_model(db, settings, organization_id=organization_id, name=name).path
+        folder = resolve_model(db, settings, owner=owner, name=name).path
     except InvalidRequestError as error:
         if error.code != "model_not_found":
             raise
@@ -83,16 +84,16 @@ def resolve_served_model(db: Database, settings: JobsSettings, *, organization_i
     return folder
 
 
-def _find_tuned(db: Database, *, organization_id: str, name: str) -> str | None:
+def _find_tuned(db: Database, *, owner: Owner, name: str) -> str | None:
     """Where a tuned model, or a checkpoint by the name of one, lies below the data folder.
 
     Raises:
         InvalidRequestError: the checkpoint's job is known, but has replaced the checkpoint by newer ones.
     """
-    tuned = reads.find_model(db, organization_id=organization_id, model_id=name)
+    tuned = reads.find_model(db, owner=owner, model_id=name)
     if tuned is not None:
         return tuned.path
-    found = checkpoint_names.find(db, organization_id=organization_id, name=name)
+    found = checkpoint_names.find(db, owner=owner, name=name)
     if found is None:
         return None
     if found.path is None:

@@ -5,7 +5,7 @@
     lomo:chat:answer:<id>   stream of the answer's events, which expires
     lomo:chat:reader:<id>   exists while somebody waits for the answer; when it is gone, the generation ends
 
-A request names its model and never a folder: the worker looks it up for the caller's organization.
+A request names its model and never a folder: the worker looks it up among what the caller sees.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import redis
+
+from jobs.owner import Owner
 
 QUEUE_KEY = "lomo:chat:queue"
 HOSTS_KEY = "lomo:chat:hosts"
@@ -45,8 +47,15 @@ class ChatRequest:
 
     id: str
     organization_id: str
+    project_id: str | None
+    """None: an administrator's, of any project's model."""
     model: str
     turn: Mapping[str, Any]
+
+    @property
+    def owner(self) -> Owner:
+        """Whose model it may be."""
+        return Owner(self.organization_id, self.project_id)
 
     def to_json(self) -> str:
         """As it lies in the queue."""

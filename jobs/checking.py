@@ -21,6 +21,7 @@ from jobs.db import Database
 from jobs.errors import LeaseLostError, NotFoundError
 from jobs.lifecycle import JobFailure, end_check
 from jobs.models import DataCheck, File, Job
+from jobs.owner import Owner
 from jobs.repository import NewEvent
 from jobs.spec import JobSpec
 from jobs.status import JobStatus
@@ -153,24 +154,23 @@ def give_up_check(db: Database, claim: CheckClaim, failure: JobFailure) -> None:
         _end(session, job, check, failure)
 
 
-def find_job_report(db: Database, *, organization_id: str, job_id: str) -> dict[str, Any] | None:
+def find_job_report(db: Database, *, owner: Owner, job_id: str) -> dict[str, Any] | None:
     """The report on a job's files; None: there is none yet, or the job was not checked.
 
     Raises:
-        NotFoundError: no such job of this organization.
+        NotFoundError: no such job of this owner.
     """
     with db.read() as session:
-        job = session.get(Job, job_id)
-        if job is None or job.organization_id != organization_id:
+        if session.scalar(select(Job.id).where(Job.id == job_id, owner.owns(Job))) is None:
             raise NotFoundError(f"No such fine-tuning job: {job_id}", param="fine_tuning_job_id")
         check = session.get(DataCheck, job_id)
         return None if check is None else check.report
 
 
-def find_file_report(db: Database, file: File) -> tuple[DataCheck, dict[str, Any]] | None:
-    """The newest report on a file, with the check that it is from; None: no job with it was checked."""
+def find_file_report(db: Database, file: File, *, owner: Owner) -> tuple[DataCheck, dict[str, Any]] | None:
+    """The newest report on a file, with the check that it is from; None: no job of this owner's with it was checked."""
     with db.read() as session:
-        checks = [_newest(session, file.id, param) for param in _FILES]
+        checks = [_newest(session, file.id, param, owner) for param in _FILES]
         found = [
             (check, check.report[param])
             for check, param in zip(checks, _FILES, strict=True)
@@ -179,11 +179,12 @@ def find_file_report(db: Database, file: File) -> tuple[DataCheck, dict[str, Any
     return max(found, key=lambda item: str(item[0].checked_at), default=None)
 
 
-def _newest(session: Session, file_id: str, param: str) -> DataCheck | None:
+def _newest(session: Session, file_id: str, param: str, owner: Owner) -> DataCheck | None:
     column = DataCheck.training_file if param == "training_file" else DataCheck.validation_file
     return session.scalar(
         select(DataCheck)
-        .where(column == file_id, DataCheck.report.is_not(None))
+        .join(Job, Job.id == DataCheck.job_id)
+        .where(column == file_id, DataCheck.report.is_not(None), owner.owns(Job))
         .order_by(DataCheck.checked_at.desc())
         .limit(1)
     )

@@ -15,6 +15,7 @@ from jobs.db import Database
 from jobs.errors import InvalidRequestError
 from jobs.ids import tuned_model_id
 from jobs.models import Checkpoint, Job
+from jobs.owner import Owner
 from jobs.spec import ForeignSpec, JobSpec, read_stored
 
 # A step has at most 18 of the 19 digits of a bigint.
@@ -35,14 +36,14 @@ def checkpoint_name(spec: JobSpec | ForeignSpec, *, job_id: str, step: int) -> s
     return f"{name}:ckpt-step-{step}"
 
 
-def find(db: Database, *, organization_id: str, name: str) -> NamedCheckpoint | None:
-    """What a name stands for, or None where it is not the name of a checkpoint of a job of this organization."""
+def find(db: Database, *, owner: Owner, name: str) -> NamedCheckpoint | None:
+    """What a name stands for, or None where it is not the name of a checkpoint of a job of this owner."""
     match = _NAME.fullmatch(name)
     if match is None or match[2] is None:
         return None
     step = int(match[2])
     with db.read() as session:
-        for job in session.scalars(_makers(match[1], organization_id=organization_id)):
+        for job in session.scalars(_makers(match[1], owner=owner)):
             if checkpoint_name(read_stored(job.spec), job_id=job.id, step=step) == name:
                 path = session.scalar(
                     select(Checkpoint.path).where(Checkpoint.job_id == job.id, Checkpoint.step == step)
@@ -53,7 +54,7 @@ def find(db: Database, *, organization_id: str, name: str) -> NamedCheckpoint | 
 
 def hold_maker(session: Session, *, organization_id: str, name: str) -> None:
     """Keep the job that made a model or a checkpoint from being deleted until the end of the transaction, in which
-    another job comes to be that starts from it. Of another model there is nothing to keep.
+    another job comes to be that starts from it, whatever its project. Of another model there is nothing to keep.
 
     Raises:
         InvalidRequestError: it has just been deleted.
@@ -61,15 +62,15 @@ def hold_maker(session: Session, *, organization_id: str, name: str) -> None:
     match = _NAME.fullmatch(name)
     if match is None:
         return
-    query = _makers(match[1], organization_id=organization_id).with_for_update(read=True, key_share=True)
+    query = _makers(match[1], owner=Owner(organization_id)).with_for_update(read=True, key_share=True)
     if session.scalars(query).first() is None:
         raise InvalidRequestError(
             f"The model {name!r} does not exist any more: its job was deleted.", code="model_not_found", param="model"
         )
 
 
-def _makers(digits: str, *, organization_id: str) -> Select[Job]:
+def _makers(digits: str, *, owner: Owner) -> Select[Job]:
     """The jobs (one, but for a coincidence) whose ids begin with these digits."""
     # The primary key serves a prefix as a range; `~` is behind every digit.
     first = f"ftjob-{digits}"
-    return select(Job).where(Job.organization_id == organization_id, Job.id >= first, Job.id <= f"{first}~")
+    return select(Job).where(owner.owns(Job), Job.id >= first, Job.id <= f"{first}~")

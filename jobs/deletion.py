@@ -24,6 +24,7 @@ from jobs.errors import InvalidStateError
 from jobs.ids import tuned_model_id
 from jobs.loose_objects import drop
 from jobs.models import Event, File, Job, Metric
+from jobs.owner import Owner, user_name
 from jobs.repository import lock_owned
 from jobs.spec import read_stored
 from jobs.status import TERMINAL, JobStatus
@@ -35,16 +36,16 @@ _ROWS_AT_ONCE = 100_000
 log = structlog.get_logger(__name__)
 
 
-def delete_job(db: Database, *, organization_id: str, job_id: str, runs_dir: Path) -> int:
+def delete_job(db: Database, *, owner: Owner, job_id: str, runs_dir: Path) -> int:
     """Remove a job that has ended, with its events, figures, checkpoints, models and result files. Returns the bytes
     that became free on the disk.
 
     Raises:
-        NotFoundError: no such job of this organization.
+        NotFoundError: no such job of this owner.
         InvalidStateError: the job has not ended, or a job that has not ended starts from what it made.
     """
     with db.transaction() as session:
-        job = lock_owned(session, organization_id=organization_id, job_id=job_id)
+        job = lock_owned(session, owner=owner, job_id=job_id)
         if JobStatus(job.status) not in TERMINAL:
             raise InvalidStateError(f"Job {job_id} has not ended and cannot be deleted: cancel it first.")
         user = _find_user(session, job)
@@ -71,13 +72,13 @@ def _delete_lines(session: Session, job: Job) -> None:
 
 
 def _find_user(session: Session, job: Job) -> str | None:
-    """A job that has not ended and starts from this one's model, or from a checkpoint of it."""
+    """What to call a job that has not ended and starts from this one's model, or from a checkpoint of it."""
     spec = read_stored(job.spec)
     name = tuned_model_id(base_model=spec.model or "unknown", suffix=spec.suffix, job_id=job.id)
     prefix = checkpoint_name(spec, job_id=job.id, step=0).removesuffix("0")
     base = Job.spec["model"].astext
     return session.scalar(
-        select(Job.id)
+        select(user_name(job))
         .where(
             Job.organization_id == job.organization_id,
             Job.status.not_in(TERMINAL),

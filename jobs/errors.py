@@ -1,7 +1,7 @@
 """Errors of the domain. The texts are for people; `code` is stable; HTTP is known to `server/errors.py` alone.
 
 JobsError
-  NotFoundError            no such job, file, model or checkpoint (or another organization's)
+  NotFoundError            no such job, file, model or checkpoint (or another project's)
   InvalidRequestError      a value is wrong: `param` says which
   InvalidStateError        the job's status does not allow it
   ConflictError            what was asked contradicts what was asked before

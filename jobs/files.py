@@ -30,6 +30,8 @@ from jobs.file_check import count_rows
 from jobs.file_expiry import find_expired, is_needed
 from jobs.ids import new_file_id
 from jobs.models import File, Job
+from jobs.organizations import project_of
+from jobs.owner import Owner, user_name
 from jobs.quotas import check_storage
 from jobs.status import TERMINAL
 
@@ -64,8 +66,7 @@ def store_file(  # noqa: PLR0913 - the columns of a row
     *,
     files_dir: Path,
     storage_url: str = "",
-    organization_id: str,
-    project_id: str | None = None,
+    owner: Owner,
     filename: str,
     purpose: str,
     expires_after_s: int | None = None,
@@ -83,12 +84,11 @@ def store_file(  # noqa: PLR0913 - the columns of a row
     )
     try:
         with db.transaction() as session:
-            check_storage(session, organization_id=organization_id, num_bytes=stored.num_bytes)
+            check_storage(session, organization_id=owner.organization_id, num_bytes=stored.num_bytes)
             return add_file(
                 session,
                 stored,
-                organization_id=organization_id,
-                project_id=project_id,
+                owner=owner,
                 filename=filename,
                 purpose=purpose,
                 expires_after_s=expires_after_s,
@@ -144,12 +144,11 @@ def discard(db: Database, stored: StoredBytes, *, files_dir: Path) -> None:
         (files_dir / stored.file_id).unlink(missing_ok=True)
 
 
-def add_file(  # noqa: PLR0913 - the columns of a row
+def add_file(
     session: Session,
     stored: StoredBytes,
     *,
-    organization_id: str,
-    project_id: str | None,
+    owner: Owner,
     filename: str,
     purpose: str,
     expires_after_s: int | None = None,
@@ -157,8 +156,8 @@ def add_file(  # noqa: PLR0913 - the columns of a row
     """Record a file whose bytes are where they are to stay."""
     file = File(
         id=stored.file_id,
-        organization_id=organization_id,
-        project_id=project_id,
+        organization_id=owner.organization_id,
+        project_id=project_of(session, owner),
         filename=filename,
         purpose=purpose,
         num_bytes=stored.num_bytes,
@@ -227,7 +226,7 @@ def delete_file(db: Database, file: File, *, data_dir: Path) -> None:
     """
     with db.transaction() as session:
         user = session.scalar(
-            select(Job.id).where(
+            select(user_name(file)).where(
                 Job.organization_id == file.organization_id,
                 Job.status.not_in(TERMINAL),
                 (Job.spec["training_file"].astext == file.id) | (Job.spec["validation_file"].astext == file.id),

@@ -1,12 +1,12 @@
 """One job for one request, however often the request comes.
 
-Two clients repeat themselves. One names its request with an `Idempotency-Key`, which is the organization's for 24 h.
+Two clients repeat themselves. One names its request with an `Idempotency-Key`, which is its project's for 24 h.
 The other is OpenAI's official client: it sends a POST again when the connection breaks or no answer comes, without a
 key, but says which try it is (`x-stainless-retry-count`); a first try is always a new request, and a later one belongs
-to a first try with the same body and API key. Either way the request is a row of `submissions`, found or made when it
-arrives and locked when its job is made. So of tries that run at the same time, even of a first one that is slower than
-its repetition, one makes the job and the others are answered with it. A request that was refused has made no job: its
-key is free.
+to a first try with the same body, API key and project. Either way the request is a row of `submissions`, found or made
+when it arrives and locked when its job is made. So of tries that run at the same time, even of a first one that is
+slower than its repetition, one makes the job and the others are answered with it. A request that was refused has made
+no job: its key is free.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 from jobs.db import Database
 from jobs.errors import ConflictError, InvalidRequestError
 from jobs.models import Job, Submission
+from jobs.owner import Owner
 
 KEY_LIFETIME = timedelta(hours=24)
 """As long as Stripe and others remember a key."""
@@ -44,7 +45,8 @@ _NUM_CLEARED = 100
 class RequestIdentity:
     """What tells a request from another."""
 
-    organization_id: str
+    owner: Owner
+    """Whose the job is to be, with its project."""
     api_key_id: str
     body_sha256: str
     idempotency_key: str | None
@@ -119,13 +121,13 @@ def record(session: Session, arrival: Arrival, job: Job) -> None:
 def _keyed(session: Session, request: RequestIdentity) -> Submission:
     """The row of a key: a new one, or the one that stands. One that is too old, or has made no job, begins anew."""
     row = upsert(Submission).values(
-        organization_id=request.organization_id,
+        **request.owner.parameters,
         api_key_id=request.api_key_id,
         idempotency_key=request.idempotency_key,
         body_sha256=request.body_sha256,
     )
     is_free = Submission.job_id.is_(None) | (Submission.created_at < func.now() - KEY_LIFETIME)
-    columns = (Submission.organization_id, Submission.idempotency_key)
+    columns = (Submission.project_id, Submission.idempotency_key)
     anew = {"api_key_id": request.api_key_id, "body_sha256": request.body_sha256}
     session.execute(
         row.on_conflict_do_update(
@@ -134,7 +136,7 @@ def _keyed(session: Session, request: RequestIdentity) -> Submission:
     )
     return session.scalars(
         select(Submission).where(
-            Submission.organization_id == request.organization_id,
+            request.owner.owns(Submission),
             Submission.idempotency_key == request.idempotency_key,
         )
     ).one()
@@ -152,6 +154,7 @@ def _tried(session: Session, request: RequestIdentity) -> Submission:
         found = session.scalar(
             select(Submission)
             .where(
+                request.owner.owns(Submission),
                 Submission.api_key_id == request.api_key_id,
                 Submission.body_sha256 == request.body_sha256,
                 Submission.idempotency_key.is_(None),
@@ -164,7 +167,7 @@ def _tried(session: Session, request: RequestIdentity) -> Submission:
             found.num_retries = max(found.num_retries, request.num_retries)
             return found
     made = Submission(
-        organization_id=request.organization_id,
+        **request.owner.parameters,
         api_key_id=request.api_key_id,
         body_sha256=request.body_sha256,
         num_retries=request.num_retries or 0,

@@ -17,6 +17,7 @@ from jobs.async_reads import AsyncReads, CompiledQuery
 from jobs.db import Database
 from jobs.errors import NotFoundError
 from jobs.models import Attempt, DataCheck, Evaluation, File, Job, TunedModel
+from jobs.owner import Owner, is_owned
 from jobs.reads import HostState
 
 
@@ -76,9 +77,7 @@ _DETAILS = (
 )
 _COLUMNS = [(attribute.key, attribute.columns[0]) for attribute in inspect(Job).column_attrs]
 _ONE = CompiledQuery.of(
-    select(*(column for _, column in _COLUMNS), *_DETAILS).where(
-        Job.id == bindparam("job_id"), Job.organization_id == bindparam("organization_id")
-    )
+    select(*(column for _, column in _COLUMNS), *_DETAILS).where(Job.id == bindparam("job_id"), is_owned(Job))
 )
 # Built once: SQLAlchemy takes longer to put such a statement together than Postgres to answer it.
 _SEVERAL = select(Job.id, *_DETAILS).where(Job.id == func.any(bindparam("job_ids")))
@@ -101,13 +100,13 @@ _EVALUATIONS = (
 _EVALUATIONS_OF_ONE = CompiledQuery.of(_EVALUATIONS)
 
 
-async def get_detailed_job(db: AsyncReads, *, organization_id: str, job_id: str) -> tuple[Job, JobDetails]:
+async def get_detailed_job(db: AsyncReads, *, owner: Owner, job_id: str) -> tuple[Job, JobDetails]:
     """One job and its details. The job is of no session.
 
     Raises:
-        NotFoundError: no such job of this organization.
+        NotFoundError: no such job of this owner.
     """
-    rows = await db.fetch(_ONE, job_id=job_id, organization_id=organization_id)
+    rows = await db.fetch(_ONE, job_id=job_id, **owner.parameters)
     if not rows:
         raise NotFoundError(f"No such fine-tuning job: {job_id}", param="fine_tuning_job_id")
     (row,) = rows

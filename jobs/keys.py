@@ -12,7 +12,7 @@ import hmac
 import os
 import re
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from jobs.db import Database
 from jobs.models import ApiKey, BrowserSession
 from jobs.organizations import DEFAULT_ORGANIZATION, ensure_organization
+from jobs.owner import Owner
 from jobs.scopes import ALL, ORDINARY, Scope, read_scopes
 
 SESSION_LIFETIME = timedelta(days=7)
@@ -41,10 +42,28 @@ class Principal:
     organization_id: str
     api_key_id: str
     key_name: str
-    project_id: str | None = None
+    project_id: str
+    """Where what it makes belongs: its key's project, or the one that its request names."""
     scopes: frozenset[Scope] = frozenset()
     valid_until: datetime | None = None
     """When the credential ends by itself."""
+    is_narrowed: bool = False
+    """Whether its request names a project: then an administrator, too, acts in that one alone."""
+
+    @property
+    def home(self) -> Owner:
+        """Whose what it makes is."""
+        return Owner(self.organization_id, self.project_id)
+
+    @property
+    def view(self) -> Owner:
+        """Whose things it sees and changes: its project's, or an administrator's whole organization's."""
+        sees_all = Scope.ADMIN in self.scopes and not self.is_narrowed
+        return Owner(self.organization_id) if sees_all else self.home
+
+    def narrowed_to(self, project_id: str) -> Principal:
+        """The same, acting in one project alone."""
+        return replace(self, project_id=project_id, is_narrowed=True)
 
     @property
     def is_operator(self) -> bool:

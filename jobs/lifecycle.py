@@ -21,6 +21,7 @@ from jobs.db import Database
 from jobs.errors import InvalidStateError
 from jobs.ids import tuned_model_id
 from jobs.models import Attempt, Checkpoint, Job, ReaperState, TunedModel
+from jobs.owner import Owner
 from jobs.placement import lock_next_job
 from jobs.repository import Lease, NewEvent, append_events, lock_leased, lock_owned
 from jobs.spec import JobSpec
@@ -175,6 +176,7 @@ def succeed(
             TunedModel(
                 id=name,
                 organization_id=job.organization_id,
+                project_id=job.project_id,
                 job_id=job.id,
                 path=model_path,
                 weights_sha256=weights_sha256,
@@ -265,15 +267,15 @@ def end_check(session: Session, job: Job, failure: JobFailure | None, events: Se
     _change(session, job, JobStatus.QUEUED, [*events, validated], values={"run_after": func.now()})
 
 
-def request_cancel(db: Database, *, organization_id: str, job_id: str) -> Job:
+def request_cancel(db: Database, *, owner: Owner, job_id: str) -> Job:
     """Cancel a job: at once where it does not run, else by asking its worker (seen at the next renewal).
 
     Raises:
-        NotFoundError: no such job of this organization.
+        NotFoundError: no such job of this owner.
         InvalidStateError: the job has ended.
     """
     with db.transaction() as session:
-        job = lock_owned(session, organization_id=organization_id, job_id=job_id)
+        job = lock_owned(session, owner=owner, job_id=job_id)
         if JobStatus(job.status) in TERMINAL:
             raise InvalidStateError(f"Job {job_id} {_STATES[JobStatus(job.status)]} and cannot be cancelled.")
         if job.status != JobStatus.RUNNING:
@@ -286,15 +288,15 @@ def request_cancel(db: Database, *, organization_id: str, job_id: str) -> Job:
         return job
 
 
-def request_pause(db: Database, *, organization_id: str, job_id: str) -> Job:
+def request_pause(db: Database, *, owner: Owner, job_id: str) -> Job:
     """Pause a job: at once where it is queued, else by asking its worker (seen at the next renewal).
 
     Raises:
-        NotFoundError: no such job of this organization.
+        NotFoundError: no such job of this owner.
         InvalidStateError: the job does not wait or run, or is being cancelled.
     """
     with db.transaction() as session:
-        job = lock_owned(session, organization_id=organization_id, job_id=job_id)
+        job = lock_owned(session, owner=owner, job_id=job_id)
         if job.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
             raise InvalidStateError(f"Job {job_id} {_STATES[JobStatus(job.status)]} and cannot be paused.")
         if job.cancel_requested_at is not None:
@@ -310,22 +312,22 @@ def request_pause(db: Database, *, organization_id: str, job_id: str) -> Job:
         return job
 
 
-def resume(db: Database, *, organization_id: str, job_id: str) -> Job:
+def resume(db: Database, *, owner: Owner, job_id: str) -> Job:
     """Queue a paused job again, or take back a pause that has not happened yet. The caller rings the doorbell.
 
     Raises:
-        NotFoundError: no such job of this organization.
+        NotFoundError: no such job of this owner.
         InvalidStateError: the job is not paused.
         QuotaError: the organization may not queue one more job.
     """
     with db.transaction() as session:
-        job = lock_owned(session, organization_id=organization_id, job_id=job_id)
+        job = lock_owned(session, owner=owner, job_id=job_id)
         if job.status == JobStatus.RUNNING and job.pause_requested_at is not None:
             job.pause_requested_at = None
             session.flush()
             append_events(session, job.id, job.attempt, [NewEvent(message="The pause was taken back.")])
         elif job.status == JobStatus.PAUSED:
-            quotas.check_submission(session, organization_id=organization_id, priority=job.priority)
+            quotas.check_submission(session, organization_id=job.organization_id, priority=job.priority)
             event = NewEvent(message="The job was resumed and is queued again.", status=JobStatus.QUEUED)
             _change(session, job, JobStatus.QUEUED, [event], values={"run_after": func.now()})
         else:

@@ -57,7 +57,7 @@ class Organization(Base):
 
 
 class Project(Base):
-    """A part of an organization: keys belong to one, and what they make carries its id."""
+    """A part of an organization: keys belong to one, and so does what they make; others do not see it."""
 
     __tablename__ = "projects"
     __table_args__ = (
@@ -127,7 +127,7 @@ class File(Base):
     """The job that made it; None for an upload."""
     path: Mapped[str | None]
     """Where its bytes lie, relative to `data_dir`, or the URL of an object; None: in `files_dir` under its id."""
-    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id", ondelete="SET NULL"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
     expires_at: Mapped[datetime | None]
     """From when on it is there for nobody (`jobs/file_expiry.py`); None: it stays until it is deleted."""
 
@@ -137,12 +137,13 @@ class Submission(Base):
 
     __tablename__ = "submissions"
     __table_args__ = (
-        UniqueConstraint("organization_id", "idempotency_key"),
+        UniqueConstraint("project_id", "idempotency_key"),
         Index("ix_submissions_api_key_id_body_sha256", "api_key_id", "body_sha256"),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     organization_id: Mapped[str]
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     api_key_id: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"))
     idempotency_key: Mapped[str | None]
     """None: the client sent none, and says which try this is."""
@@ -166,6 +167,7 @@ class Upload(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     organization_id: Mapped[str]
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
     filename: Mapped[str]
     """The uploader's name for the file: shown, never used as a path."""
     purpose: Mapped[str]
@@ -218,13 +220,15 @@ class Job(Base):
             postgresql_where=text("status = 'validating_files'"),
         ),
         Index("ix_jobs_lease", "lease_expires_at", postgresql_where=text("status = 'running'")),
+        # Pages of jobs, an administrator's and others': a project's may lie far behind its organization's newest.
         Index("ix_jobs_organization_id_created_at_id", "organization_id", "created_at", "id"),
+        Index("ix_jobs_project_page", "organization_id", "project_id", "created_at", "id"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     organization_id: Mapped[str]
     api_key_id: Mapped[str | None] = mapped_column(ForeignKey("api_keys.id", ondelete="SET NULL"))
-    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id", ondelete="SET NULL"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     status: Mapped[str]
     spec: Mapped[dict[str, Any]]
     """`JobSpec` as JSON."""
@@ -441,6 +445,8 @@ class TunedModel(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     organization_id: Mapped[str] = mapped_column(index=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    """Its job's."""
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     path: Mapped[str]
     """Folder relative to `data_dir`."""

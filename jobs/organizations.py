@@ -1,7 +1,7 @@
 """Organizations and their projects: who the tenants are.
 
-An organization has a default project from the start. Jobs, files and models name their organization without a foreign
-key; so one that is deleted must own nothing.
+An organization has a default project from the start. Jobs, files, models and uploads keep their project from being
+deleted, and so their organization; so one that is deleted must own nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 from jobs.db import Database
 from jobs.errors import InvalidStateError, NotFoundError
 from jobs.ids import new_organization_id, new_project_id
-from jobs.models import ApiKey, File, Job, Organization, Project, TunedModel, Upload
+from jobs.models import ApiKey, File, Job, Organization, Project, Submission, TunedModel, Upload
+from jobs.owner import Owner
 from jobs.reads import Page
 from jobs.webhook_models import WebhookEndpoint
 
@@ -46,6 +47,12 @@ def default_project_id(session: Session, organization_id: str) -> str:
     return session.scalars(
         select(Project.id).where(Project.organization_id == organization_id, Project.is_default)
     ).one()
+
+
+def project_of(session: Session, owner: Owner) -> str:
+    """The id of the project that something new comes to belong to. Requests name theirs; for whoever names none, it is
+    the default one, which is made, with its organization, where there is none."""
+    return owner.project_id or ensure_organization(session, owner.organization_id)
 
 
 def create_organization(db: Database, *, name: str, quotas: Mapping[str, int | None]) -> Organization:
@@ -78,11 +85,11 @@ def delete_organization(db: Database, organization_id: str) -> None:
         raise InvalidStateError(f"{organization_id} runs this service and cannot be deleted.")
     with db.transaction() as session:
         _existing(session, organization_id, lock=True)
+        # Waits for whoever is just making something in one of its projects; what comes later finds none.
+        session.execute(select(Project.id).where(Project.organization_id == organization_id).with_for_update())
         _refuse_owner(session, organization_id)
-        # Its keys first: they name its projects. Both wait for whoever is just making something by them.
-        for owned in (ApiKey, Project, WebhookEndpoint):
+        for owned in (WebhookEndpoint, Submission, ApiKey, Project):
             session.execute(delete(owned).where(owned.organization_id == organization_id))
-        _refuse_owner(session, organization_id)
         session.execute(delete(Organization).where(Organization.id == organization_id))
 
 
@@ -191,6 +198,17 @@ def owned_project(session: Session, organization_id: str, project_id: str, *, lo
     if project is None:
         raise NotFoundError(f"No such project: {project_id}", param="project_id")
     return project
+
+
+def is_active_project(db: Database, owner: Owner) -> bool:
+    """Whether an organization has this project, and has not archived it."""
+    query = select(Project.id).where(
+        Project.id == owner.project_id,
+        Project.organization_id == owner.organization_id,
+        Project.archived_at.is_(None),
+    )
+    with db.read() as session:
+        return session.scalar(query) is not None
 
 
 def _existing(session: Session, organization_id: str, *, lock: bool = False) -> Organization:

@@ -29,14 +29,13 @@ _QUEUE = """
     WITH busy AS (
         SELECT organization_id, count(*) AS num_running FROM jobs WHERE status = 'running' GROUP BY organization_id
     ), queue AS (
-        SELECT q.id, q.organization_id, q.planned_bytes, greatest(q.run_after, now()) AS due_at, row_number() OVER (
-            ORDER BY q.priority DESC, coalesce(busy.num_running, 0), q.created_at, q.id
-        ) AS place
+        SELECT q.id, q.organization_id, q.project_id, q.planned_bytes, greatest(q.run_after, now()) AS due_at,
+            row_number() OVER (ORDER BY q.priority DESC, coalesce(busy.num_running, 0), q.created_at, q.id) AS place
         FROM jobs q LEFT JOIN busy ON busy.organization_id = q.organization_id
         WHERE q.status = 'queued'
     )
 """
-_PLACES = text(f"{_QUEUE} SELECT id, organization_id, planned_bytes, due_at FROM queue ORDER BY place")  # noqa: S608
+_PLACES = text(f"{_QUEUE} SELECT id, organization_id, project_id, planned_bytes, due_at FROM queue ORDER BY place")  # noqa: S608
 _POSITIONS = text(f"{_QUEUE} SELECT id, place FROM queue WHERE id = ANY(:job_ids)")  # noqa: S608
 
 
@@ -46,6 +45,7 @@ class Place:
 
     job_id: str
     organization_id: str
+    project_id: str
     planned_bytes: int | None
     due_at: datetime
     """Not before this: now, or the end of its wait after a failure."""

@@ -1,4 +1,4 @@
-"""What the API and the dashboard read: every query is bounded and filtered by organization.
+"""What the API and the dashboard read: every query is bounded and filtered by its owner (`owner.py`).
 
 Lists are newest first with a cursor (`after`), as the official clients page them. A chart of a million steps is read
 as a fixed number of buckets, each with its last, smallest and largest value.
@@ -18,6 +18,7 @@ from jobs.errors import NotFoundError
 from jobs.file_expiry import is_current
 from jobs.ids import parse_event_id
 from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Host, Job, ReaperState, TunedModel
+from jobs.owner import Owner
 from jobs.planning import Room
 from jobs.status import JobStatus
 
@@ -31,7 +32,7 @@ _IS_ALIVE: ColumnElement[bool] = Host.last_seen_at >= func.now() - func.make_int
     0, 0, 0, 0, 0, 0, bindparam("alive_within_s", ALIVE_WITHIN_S)
 )
 _HOSTS = (
-    select(Host, _IS_ALIVE, Job.id, Job.organization_id, Job.planned_bytes)
+    select(Host, _IS_ALIVE, Job.id, Job.organization_id, Job.project_id, Job.planned_bytes)
     .outerjoin(Job, (Job.status == JobStatus.RUNNING) & (func.split_part(Job.lease_owner, "/", 1) == Host.name))
     .order_by(Host.name, Job.started_at, Job.id)
 )
@@ -53,26 +54,26 @@ class Page(Generic[T]):
     has_more: bool
 
 
-def get_job(db: Database, *, organization_id: str, job_id: str) -> Job:
+def get_job(db: Database, *, owner: Owner, job_id: str) -> Job:
     """One job.
 
     Raises:
-        NotFoundError: no such job of this organization.
+        NotFoundError: no such job of this owner.
     """
     with db.read() as session:
-        return _owned_job(session, job_id, organization_id, param="fine_tuning_job_id")
+        return _owned_job(session, job_id, owner, param="fine_tuning_job_id")
 
 
-def find_jobs(db: Database, *, organization_id: str, job_ids: Sequence[str]) -> Sequence[Job]:
-    """Those of the given jobs that are this organization's."""
+def find_jobs(db: Database, *, owner: Owner, job_ids: Sequence[str]) -> Sequence[Job]:
+    """Those of the given jobs that are this owner's."""
     with db.read() as session:
-        return session.scalars(select(Job).where(Job.organization_id == organization_id, Job.id.in_(job_ids))).all()
+        return session.scalars(select(Job).where(owner.owns(Job), Job.id.in_(job_ids))).all()
 
 
 def list_jobs(
     db: Database,
     *,
-    organization_id: str,
+    owner: Owner,
     limit: int,
     after: str | None = None,
     metadata: dict[str, str] | None = None,
@@ -82,23 +83,21 @@ def list_jobs(
     dict: only jobs with none.
 
     Raises:
-        NotFoundError: `after` is not a job of this organization.
+        NotFoundError: `after` is not a job of this owner.
     """
-    query = select(Job).where(Job.organization_id == organization_id).order_by(Job.created_at.desc(), Job.id.desc())
+    query = select(Job).where(owner.owns(Job)).order_by(Job.created_at.desc(), Job.id.desc())
     if project_id is not None:
         query = query.where(Job.project_id == project_id)
     if metadata is not None:
         query = query.where(Job.metadata_.contains(metadata) if metadata else Job.metadata_ == {})
     with db.read() as session:
         if after is not None:
-            last = _owned_job(session, after, organization_id, param="after")
+            last = _owned_job(session, after, owner, param="after")
             query = query.where(tuple_(Job.created_at, Job.id) < tuple_(last.created_at, last.id))
         return _page(session, query, limit)
 
 
-def list_events(
-    db: Database, *, organization_id: str, job_id: str, limit: int, after: str | None = None
-) -> Page[Event]:
+def list_events(db: Database, *, owner: Owner, job_id: str, limit: int, after: str | None = None) -> Page[Event]:
     """Events of a job, newest first.
 
     Raises:
@@ -106,7 +105,7 @@ def list_events(
     """
     query = select(Event).where(Event.job_id == job_id).order_by(Event.seq.desc())
     with db.read() as session:
-        _owned_job(session, job_id, organization_id, param="fine_tuning_job_id")
+        _owned_job(session, job_id, owner, param="fine_tuning_job_id")
         if after is not None:
             seq = parse_event_id(job_id, after)
             if seq is None:
@@ -124,7 +123,7 @@ def events_since(db: Database, *, job_id: str, seq: int, limit: int) -> Sequence
 
 
 def list_checkpoints(
-    db: Database, *, organization_id: str, job_id: str, limit: int, after: str | None = None
+    db: Database, *, owner: Owner, job_id: str, limit: int, after: str | None = None
 ) -> Page[Checkpoint]:
     """Published checkpoints of a job, newest first.
 
@@ -133,7 +132,7 @@ def list_checkpoints(
     """
     query = select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step.desc())
     with db.read() as session:
-        _owned_job(session, job_id, organization_id, param="fine_tuning_job_id")
+        _owned_job(session, job_id, owner, param="fine_tuning_job_id")
         if after is not None:
             last = session.get(Checkpoint, after)
             if last is None or last.job_id != job_id:
@@ -164,26 +163,26 @@ def list_evaluations(db: Database, *, job_ids: Sequence[str]) -> Sequence[Evalua
         ).all()
 
 
-def get_file(db: Database, *, organization_id: str, file_id: str, param: str = "file_id") -> File:
+def get_file(db: Database, *, owner: Owner, file_id: str, param: str = "file_id") -> File:
     """One file; `param` names the request field that held the id, for the error.
 
     Raises:
-        NotFoundError: no such file of this organization.
+        NotFoundError: no such file of this owner.
     """
     with db.read() as session:
-        return _owned_file(session, file_id, organization_id, param=param)
+        return _owned_file(session, file_id, owner, param=param)
 
 
-def find_stored_file(db: Database, *, organization_id: str, file_id: str) -> File | None:
-    """A file of a job, which may have expired since; None where this organization has no such file."""
+def find_stored_file(db: Database, *, owner: Owner, file_id: str) -> File | None:
+    """A file of a job, which may have expired since; None where this owner has no such file."""
     with db.read() as session:
-        return session.scalar(select(File).where(File.id == file_id, File.organization_id == organization_id))
+        return session.scalar(select(File).where(File.id == file_id, owner.owns(File)))
 
 
 def list_files(  # noqa: PLR0913 - the parts of a query
     db: Database,
     *,
-    organization_id: str,
+    owner: Owner,
     limit: int,
     after: str | None = None,
     purpose: str | None = None,
@@ -193,10 +192,10 @@ def list_files(  # noqa: PLR0913 - the parts of a query
     """Files, newest first unless `ascending`.
 
     Raises:
-        NotFoundError: `after` is not a file of this organization.
+        NotFoundError: `after` is not a file of this owner.
     """
     order = tuple_(File.created_at, File.id)
-    query = select(File).where(File.organization_id == organization_id, is_current())
+    query = select(File).where(owner.owns(File), is_current())
     query = (
         query.order_by(File.created_at, File.id)
         if ascending
@@ -208,27 +207,24 @@ def list_files(  # noqa: PLR0913 - the parts of a query
         query = query.where(File.project_id == project_id)
     with db.read() as session:
         if after is not None:
-            last = _owned_file(session, after, organization_id, param="after")
+            last = _owned_file(session, after, owner, param="after")
             key = tuple_(last.created_at, last.id)
             query = query.where(order > key if ascending else order < key)
         return _page(session, query, limit)
 
 
-def list_models(db: Database, *, organization_id: str) -> Sequence[TunedModel]:
-    """Every tuned model of an organization, newest first."""
+def list_models(db: Database, *, owner: Owner) -> Sequence[TunedModel]:
+    """Every tuned model of an owner, newest first."""
     with db.read() as session:
         return session.scalars(
-            select(TunedModel)
-            .where(TunedModel.organization_id == organization_id)
-            .order_by(TunedModel.created_at.desc(), TunedModel.id)
+            select(TunedModel).where(owner.owns(TunedModel)).order_by(TunedModel.created_at.desc(), TunedModel.id)
         ).all()
 
 
-def find_model(db: Database, *, organization_id: str, model_id: str) -> TunedModel | None:
+def find_model(db: Database, *, owner: Owner, model_id: str) -> TunedModel | None:
     """A tuned model by name."""
     with db.read() as session:
-        model = session.get(TunedModel, model_id)
-        return model if model is not None and model.organization_id == organization_id else None
+        return session.scalar(select(TunedModel).where(TunedModel.id == model_id, owner.owns(TunedModel)))
 
 
 def find_host(db: Database, *, name: str) -> Host | None:
@@ -243,6 +239,7 @@ class RunningJob:
 
     id: str
     organization_id: str
+    project_id: str
     planned_bytes: int | None
 
 
@@ -275,12 +272,12 @@ def list_hosts(db: Database, *, alive_within_s: float = ALIVE_WITHIN_S) -> list[
     """Every worker host that was ever seen, by name, with what all organizations run there. One query."""
     states: dict[str, HostState] = {}
     with db.read() as session:
-        for host, is_alive, job_id, organization_id, planned_bytes in session.execute(
+        for host, is_alive, job_id, organization_id, project_id, planned_bytes in session.execute(
             _HOSTS, {"alive_within_s": alive_within_s}
         ):
             state = states.setdefault(host.name, HostState(host, is_alive))
             if job_id is not None:
-                state.running.append(RunningJob(job_id, organization_id, planned_bytes))
+                state.running.append(RunningJob(job_id, organization_id, project_id, planned_bytes))
     return list(states.values())
 
 
@@ -339,17 +336,16 @@ def read_readiness(db: Database) -> Readiness:
     )
 
 
-def _owned_job(session: Session, job_id: str, organization_id: str, *, param: str) -> Job:
-    """A job of this organization; another organization's is as absent as one that does not exist."""
-    job = session.get(Job, job_id)
-    if job is None or job.organization_id != organization_id:
+def _owned_job(session: Session, job_id: str, owner: Owner, *, param: str) -> Job:
+    job = session.scalar(select(Job).where(Job.id == job_id, owner.owns(Job)))
+    if job is None:
         raise NotFoundError(f"No such fine-tuning job: {job_id}", param=param)
     return job
 
 
-def _owned_file(session: Session, file_id: str, organization_id: str, *, param: str) -> File:
-    """The same for a file; one that has expired is as absent."""
-    file = session.scalar(select(File).where(File.id == file_id, File.organization_id == organization_id, is_current()))
+def _owned_file(session: Session, file_id: str, owner: Owner, *, param: str) -> File:
+    """A file; one that has expired is absent, too."""
+    file = session.scalar(select(File).where(File.id == file_id, owner.owns(File), is_current()))
     if file is None:
         raise NotFoundError(f"No such file: {file_id}", param=param)
     return file

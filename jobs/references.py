@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, bindparam, func, select, true
 from jobs.async_reads import AsyncReads, CompiledQuery
 from jobs.file_expiry import is_current
 from jobs.models import File
+from jobs.owner import Owner, is_owned
 from jobs.planning import Room
 from jobs.reads import LARGEST_ROOM
 
@@ -28,7 +29,7 @@ class References:
     """What was found."""
 
     files: Mapping[str, ReferredFile]
-    """By id; without those that the organization does not have."""
+    """By id; without those that the owner does not have."""
     room: Room | None
     """Of the live host with the most memory for one run (`reads.largest_room`)."""
 
@@ -37,9 +38,7 @@ _ROOM = LARGEST_ROOM.subquery()
 _FILE = func.json_build_object("purpose", File.purpose, "num_lines", File.num_lines)
 _FILES: ColumnElement[dict[str, dict[str, str | int | None]] | None] = (
     select(func.json_object_agg(File.id, _FILE))
-    .where(
-        File.id == func.any(bindparam("file_ids")), File.organization_id == bindparam("organization_id"), is_current()
-    )
+    .where(File.id == func.any(bindparam("file_ids")), is_owned(File), is_current())
     .scalar_subquery()
 )
 _REFERENCES = CompiledQuery.of(
@@ -48,10 +47,10 @@ _REFERENCES = CompiledQuery.of(
 )
 
 
-async def read_references(db: AsyncReads, *, organization_id: str, file_ids: Sequence[str]) -> References:
+async def read_references(db: AsyncReads, *, owner: Owner, file_ids: Sequence[str]) -> References:
     """The files that a job is to be made of, and the room that it may take."""
     ((files, host, available_bytes, overhead_bytes),) = await db.fetch(
-        _REFERENCES, organization_id=organization_id, file_ids=list(file_ids)
+        _REFERENCES, file_ids=list(file_ids), **owner.parameters
     )
     return References(
         files={file_id: ReferredFile(**found) for file_id, found in (files or {}).items()},

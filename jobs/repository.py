@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from jobs.errors import LeaseLostError, NotFoundError
 from jobs.models import NOTIFY_CHANNEL, Event, Job, Metric
+from jobs.owner import Owner
 
 # Listeners wake at the commit; Postgres folds equal notifications of one transaction into one.
 _INSERT_EVENTS = text(f"""
@@ -77,13 +78,13 @@ def lock_leased(session: Session, lease: Lease) -> Job:
     return job
 
 
-def lock_owned(session: Session, *, organization_id: str, job_id: str) -> Job:
+def lock_owned(session: Session, *, owner: Owner, job_id: str) -> Job:
     """A job's row, locked, for what its user asks of it.
 
     Raises:
-        NotFoundError: no such job of this organization.
+        NotFoundError: no such job of this owner.
     """
-    job = session.scalar(select(Job).where(Job.id == job_id, Job.organization_id == organization_id).with_for_update())
+    job = session.scalar(select(Job).where(Job.id == job_id, owner.owns(Job)).with_for_update())
     if job is None:
         raise NotFoundError(f"No such fine-tuning job: {job_id}", param="fine_tuning_job_id")
     return job

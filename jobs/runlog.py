@@ -16,6 +16,7 @@ from sqlalchemy import delete, insert, select, update
 
 from jobs.db import Database
 from jobs.models import Attempt, Job, LogLine
+from jobs.owner import Owner
 from jobs.reads import Page, get_job
 from jobs.repository import Lease, lock_leased, notify
 from jobs.status import TERMINAL
@@ -99,15 +100,13 @@ def follow(db: Database, *, job_id: str, seq: int, limit: int) -> tuple[Sequence
     return lines_since(db, job_id=job_id, seq=seq, limit=limit), status is None or status in TERMINAL
 
 
-def list_lines(
-    db: Database, *, organization_id: str, job_id: str, limit: int, before: int | None = None
-) -> Page[LogLine]:
+def list_lines(db: Database, *, owner: Owner, job_id: str, limit: int, before: int | None = None) -> Page[LogLine]:
     """Lines of a job, newest first; with `before` only those with lower numbers.
 
     Raises:
         NotFoundError: no such job.
     """
-    get_job(db, organization_id=organization_id, job_id=job_id)
+    get_job(db, owner=owner, job_id=job_id)
     query = select(LogLine).where(LogLine.job_id == job_id).order_by(LogLine.seq.desc()).limit(limit + 1)
     if before is not None:
         query = query.where(LogLine.seq < before)

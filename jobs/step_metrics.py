@@ -81,7 +81,7 @@ def write_step_metrics(db: Database, *, job_id: str, path: Path, data_dir: Path)
 
 
 def add_result_file(session: Session, job: Job, result: ResultFile) -> None:
-    """Make a result file one of the organization's files, and the job's own."""
+    """Make a result file one of the project's files, and the job's own."""
     session.add(
         File(
             id=result.file_id,

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from sqlalchemy import Table, bindparam, insert, inspect, select
+from sqlalchemy import Table, insert, inspect
 from sqlalchemy.orm import Session
 
 from jobs.checkpoint_names import hold_maker
 from jobs.db import Database
 from jobs.idempotency import Arrival, find_made, record
 from jobs.ids import new_job_id
-from jobs.models import ApiKey, DataCheck, Job
+from jobs.models import DataCheck, Job
+from jobs.organizations import project_of
+from jobs.owner import Owner
 from jobs.planning import PlannedJob, describe_changes, gib
 from jobs.quotas import check_submission
 from jobs.repository import NewEvent, insert_events
 from jobs.status import JobStatus
 
 # Built once, and of tables and not of classes: the session takes as long to build its own as to send it.
-_INSERT = (
-    insert(cast(Table, Job.__table__))
-    .values(project_id=select(ApiKey.project_id).where(ApiKey.id == bindparam("key_id")).scalar_subquery())
-    .returning(*(attribute.columns[0] for attribute in inspect(Job).column_attrs))
+_INSERT = insert(cast(Table, Job.__table__)).returning(
+    *(attribute.columns[0] for attribute in inspect(Job).column_attrs)
 )
 _NAMES = [attribute.key for attribute in inspect(Job).column_attrs]
 _INSERT_CHECK = insert(cast(Table, DataCheck.__table__))
@@ -31,7 +31,7 @@ def submit(
     db: Database,
     *,
     planned: PlannedJob,
-    organization_id: str,
+    owner: Owner,
     api_key_id: str | None,
     metadata: dict[str, str],
 ) -> Job:
@@ -43,9 +43,9 @@ def submit(
     Raises:
         QuotaError: the organization may not have another job.
     """
-    values = _values(planned, organization_id=organization_id, api_key_id=api_key_id, metadata=metadata)
+    values = _values(planned, owner=owner, api_key_id=api_key_id, metadata=metadata)
     with db.transaction() as session:
-        return _queue(session, values, planned)
+        return _queue(session, values, planned, owner)
 
 
 def submit_once(
@@ -53,7 +53,7 @@ def submit_once(
     arrival: Arrival,
     *,
     planned: PlannedJob,
-    organization_id: str,
+    owner: Owner,
     api_key_id: str | None,
     metadata: dict[str, str],
 ) -> tuple[Job, bool]:
@@ -63,23 +63,21 @@ def submit_once(
         ConflictError: another request with the same key has.
         QuotaError: see `submit`.
     """
-    values = _values(planned, organization_id=organization_id, api_key_id=api_key_id, metadata=metadata)
+    values = _values(planned, owner=owner, api_key_id=api_key_id, metadata=metadata)
     with db.transaction() as session:
         made = find_made(session, arrival)
         if made is not None:
             return made, False
-        job = _queue(session, values, planned)
+        job = _queue(session, values, planned, owner)
         record(session, arrival, job)
         return job, True
 
 
-def _values(
-    planned: PlannedJob, *, organization_id: str, api_key_id: str | None, metadata: dict[str, str]
-) -> dict[str, Any]:
+def _values(planned: PlannedJob, *, owner: Owner, api_key_id: str | None, metadata: dict[str, str]) -> dict[str, Any]:
     spec = planned.spec
     return {
         "id": new_job_id(),
-        "organization_id": organization_id,
+        "organization_id": owner.organization_id,
         "api_key_id": api_key_id,
         "status": JobStatus.VALIDATING_FILES if planned.check_files else JobStatus.QUEUED,
         "spec": spec.model_dump(mode="json"),
@@ -90,15 +88,16 @@ def _values(
     }
 
 
-def _queue(session: Session, values: dict[str, Any], planned: PlannedJob) -> Job:
+def _queue(session: Session, values: dict[str, Any], planned: PlannedJob, owner: Owner) -> Job:
     """The job, of no session, made with as few statements as there are tables: each takes longer than what it does."""
     spec, check = planned.spec, planned.check_files
-    hold_maker(session, organization_id=values["organization_id"], name=spec.model)
-    check_submission(session, organization_id=values["organization_id"], priority=values["priority"])
+    hold_maker(session, organization_id=owner.organization_id, name=spec.model)
+    check_submission(session, organization_id=owner.organization_id, priority=values["priority"])
+    project_id = project_of(session, owner)
     begun = _validating(planned) if check else "Queued"
     now = NewEvent(message=begun + _memory_message(planned), status=values["status"], data=planned.plan)
     events = [NewEvent(message=f"Created fine-tuning job: {values['id']}"), now]
-    row = session.execute(_INSERT, {**values, "key_id": values["api_key_id"], "last_seq": len(events)}).one()
+    row = session.execute(_INSERT, {**values, "project_id": project_id, "last_seq": len(events)}).one()
     if check:
         files = {"training_file": spec.training_file, "validation_file": spec.validation_file}
         session.execute(_INSERT_CHECK, {"job_id": values["id"], **files})

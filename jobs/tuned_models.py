@@ -18,6 +18,7 @@ from sqlalchemy import delete, select
 from jobs.db import Database
 from jobs.errors import InvalidStateError, NotFoundError
 from jobs.models import Job, TunedModel
+from jobs.owner import Owner, user_name
 from jobs.settings import JobsSettings
 from jobs.status import TERMINAL
 
@@ -28,22 +29,23 @@ _ARCHIVE_FOLDER = "model"
 _CHUNK_BYTES = 1 << 20
 
 
-def delete_model(db: Database, settings: JobsSettings, *, organization_id: str, model_id: str) -> None:
+def delete_model(db: Database, settings: JobsSettings, *, owner: Owner, model_id: str) -> None:
     """Remove a tuned model: its row, then its folder.
 
     Raises:
-        NotFoundError: no such model of this organization.
+        NotFoundError: no such model of this owner.
         InvalidStateError: a job that has not ended starts from it.
     """
     with db.transaction() as session:
-        model = session.get(TunedModel, model_id, with_for_update=True)
-        if model is None or model.organization_id != organization_id:
+        owned = select(TunedModel).where(TunedModel.id == model_id, owner.owns(TunedModel))
+        model = session.scalar(owned.with_for_update())
+        if model is None:
             raise NotFoundError(f"No such tuned model: {model_id}", code="model_not_found", param="model")
         # Whoever queues a job that starts from this model holds the job that made it (`checkpoint_names.hold_maker`).
         session.get(Job, model.job_id, with_for_update=True)
         user = session.scalar(
-            select(Job.id).where(
-                Job.organization_id == organization_id,
+            select(user_name(model)).where(
+                Job.organization_id == model.organization_id,
                 Job.status.not_in(TERMINAL),
                 Job.spec["model"].astext == model_id,
             )

@@ -29,6 +29,8 @@ from jobs.file_expiry import is_current
 from jobs.files import Written, add_file, discard, store_bytes, sync_folder
 from jobs.ids import new_part_id, new_upload_id
 from jobs.models import File, Upload, UploadPart
+from jobs.organizations import project_of
+from jobs.owner import Owner
 from jobs.quotas import check_storage
 from jobs.settings import JobsSettings
 from jobs.status import UploadStatus
@@ -102,7 +104,7 @@ class IncomingPart:
 def create(
     db: Database,
     *,
-    organization_id: str,
+    owner: Owner,
     filename: str,
     purpose: str,
     num_bytes: int,
@@ -115,10 +117,11 @@ def create(
         QuotaError: the organization may not store so much.
     """
     with db.transaction() as session:
-        check_storage(session, organization_id=organization_id, num_bytes=num_bytes)
+        check_storage(session, organization_id=owner.organization_id, num_bytes=num_bytes)
         upload = Upload(
             id=new_upload_id(),
-            organization_id=organization_id,
+            organization_id=owner.organization_id,
+            project_id=project_of(session, owner),
             filename=filename,
             purpose=purpose,
             num_bytes=num_bytes,
@@ -131,15 +134,15 @@ def create(
         return upload
 
 
-def open_part(db: Database, settings: JobsSettings, *, organization_id: str, upload_id: str) -> IncomingPart:
+def open_part(db: Database, settings: JobsSettings, *, owner: Owner, upload_id: str) -> IncomingPart:
     """A part to write to.
 
     Raises:
-        NotFoundError: no such upload of this organization.
+        NotFoundError: no such upload of this owner.
         InvalidStateError: the upload takes no more parts.
     """
     with db.read() as session:
-        upload = _owned(session, upload_id, organization_id)
+        upload = _owned(session, upload_id, owner)
         _check_room(session, upload, num_bytes=0)
     folder = settings.uploads_dir / upload.id
     with _while_pending(db, upload):
@@ -178,8 +181,7 @@ def complete(
     db: Database,
     settings: JobsSettings,
     *,
-    organization_id: str,
-    project_id: str | None = None,
+    owner: Owner,
     upload_id: str,
     completion: Completion,
 ) -> tuple[Upload, File]:
@@ -187,14 +189,14 @@ def complete(
     after it has succeeded gets the same answer. One that is refused leaves the upload and its parts as they were.
 
     Raises:
-        NotFoundError: no such upload of this organization, or no such part of it.
+        NotFoundError: no such upload of this owner, or no such part of it.
         InvalidRequestError: the parts do not make up the file, or it cannot be trained on; names the line.
         InvalidStateError: the upload has ended.
         BusyError: it is being completed by another request.
         StorageError: the store does not take the file.
     """
     with db.read() as session:
-        upload = _owned(session, upload_id, organization_id)
+        upload = _owned(session, upload_id, owner)
         file = _find_repeated(session, upload, completion)
         if file is not None:
             return upload, file
@@ -215,13 +217,12 @@ def complete(
         try:
             with db.transaction() as session:
                 # Not whether it has expired by now: that it was pending when the completion began is what counts.
-                upload = _owned(session, upload_id, organization_id, lock=True)
+                upload = _owned(session, upload_id, owner, lock=True)
                 _check_status(upload)
                 file = add_file(
                     session,
                     stored,
-                    organization_id=organization_id,
-                    project_id=project_id,
+                    owner=Owner(upload.organization_id, upload.project_id),
                     filename=upload.filename,
                     purpose=upload.purpose,
                     expires_after_s=upload.file_expires_after_s,
@@ -235,15 +236,15 @@ def complete(
     return upload, file
 
 
-def cancel(db: Database, settings: JobsSettings, *, organization_id: str, upload_id: str) -> Upload:
+def cancel(db: Database, settings: JobsSettings, *, owner: Owner, upload_id: str) -> Upload:
     """End an upload and remove its parts; one that is being completed, too, unless it has just been.
 
     Raises:
-        NotFoundError: no such upload of this organization.
+        NotFoundError: no such upload of this owner.
         InvalidStateError: it has ended.
     """
     with db.transaction() as session:
-        upload = _owned(session, upload_id, organization_id, lock=True)
+        upload = _owned(session, upload_id, owner, lock=True)
         _check_pending(session, upload)
         _end(session, upload, UploadStatus.CANCELLED)
     _remove(settings.uploads_dir / upload.id)
@@ -295,8 +296,8 @@ def _expire(db: Database, upload: Upload) -> bool:
         return True
 
 
-def _owned(session: Session, upload_id: str, organization_id: str, *, lock: bool = False) -> Upload:
-    query = select(Upload).where(Upload.id == upload_id, Upload.organization_id == organization_id)
+def _owned(session: Session, upload_id: str, owner: Owner, *, lock: bool = False) -> Upload:
+    query = select(Upload).where(Upload.id == upload_id, owner.owns(Upload))
     upload = session.scalar(query.with_for_update() if lock else query)
     if upload is None:
         raise NotFoundError(f"No such upload: {upload_id}", param="upload_id")

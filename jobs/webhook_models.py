@@ -11,13 +11,14 @@ from jobs.orm import Base
 
 
 class WebhookEndpoint(Base):
-    """Where an organization wants to be told how its jobs end."""
+    """Where a project wants to be told how its jobs end."""
 
     __tablename__ = "webhook_endpoints"
     __table_args__ = (Index("ix_webhook_endpoints_organization_id_created_at", "organization_id", "created_at", "id"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     organization_id: Mapped[str]
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
     name: Mapped[str]
     url: Mapped[str]
     event_types: Mapped[list[str]]

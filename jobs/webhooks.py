@@ -23,6 +23,8 @@ from jobs.db import Database
 from jobs.errors import InvalidStateError, NotFoundError
 from jobs.ids import new_webhook_endpoint_id, new_webhook_event_id
 from jobs.models import Job
+from jobs.organizations import project_of
+from jobs.owner import Owner
 from jobs.reads import Page
 from jobs.status import JobStatus
 from jobs.webhook_models import WebhookDelivery, WebhookEndpoint
@@ -36,7 +38,7 @@ EVENT_TYPES = {
 """OpenAI's types, and the last one, which is ours."""
 
 MAX_ENDPOINTS = 20
-"""Of one organization: each costs a row for every job that ends."""
+"""Of one project: each costs a row for every job of it that ends."""
 
 OLD_SECRET_HOURS = 24
 """OpenAI's, where the old secret is asked to stay valid."""
@@ -65,90 +67,90 @@ class Due:
     """The present one first."""
 
 
-def create(db: Database, *, organization_id: str, name: str, url: str, event_types: Sequence[str]) -> WebhookEndpoint:
+def create(db: Database, *, owner: Owner, name: str, url: str, event_types: Sequence[str]) -> WebhookEndpoint:
     """Record an endpoint, with a fresh secret.
 
     Raises:
-        InvalidStateError: the organization has `MAX_ENDPOINTS` of them.
+        InvalidStateError: the project has `MAX_ENDPOINTS` of them.
     """
-    endpoint = WebhookEndpoint(
-        id=new_webhook_endpoint_id(),
-        organization_id=organization_id,
-        name=name,
-        url=url,
-        event_types=list(event_types),
-        secret=_new_secret(),
-    )
     with db.transaction() as session:
+        project_id = project_of(session, owner)
         # Two at once must not both be the last one.
-        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"webhooks {organization_id}"))))
-        owned = select(func.count()).where(WebhookEndpoint.organization_id == organization_id)
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"webhooks {project_id}"))))
+        owned = select(func.count()).where(WebhookEndpoint.project_id == project_id)
         if session.scalars(owned).one() >= MAX_ENDPOINTS:
             raise InvalidStateError(
                 f"There are {MAX_ENDPOINTS} webhook endpoints already, which is the most: delete one of them first.",
                 code="too_many_webhook_endpoints",
             )
+        endpoint = WebhookEndpoint(
+            id=new_webhook_endpoint_id(),
+            organization_id=owner.organization_id,
+            project_id=project_id,
+            name=name,
+            url=url,
+            event_types=list(event_types),
+            secret=_new_secret(),
+        )
         session.add(endpoint)
         session.flush()
         session.refresh(endpoint)
         return endpoint
 
 
-def get(db: Database, *, organization_id: str, endpoint_id: str) -> WebhookEndpoint:
+def get(db: Database, *, owner: Owner, endpoint_id: str) -> WebhookEndpoint:
     """One endpoint.
 
     Raises:
-        NotFoundError: no such endpoint of this organization.
+        NotFoundError: no such endpoint of this owner.
     """
     with db.read() as session:
-        return _owned(session, endpoint_id, organization_id)
+        return _owned(session, endpoint_id, owner)
 
 
-def list_endpoints(
-    db: Database, *, organization_id: str, limit: int, after: str | None = None
-) -> Page[WebhookEndpoint]:
+def list_endpoints(db: Database, *, owner: Owner, limit: int, after: str | None = None) -> Page[WebhookEndpoint]:
     """Endpoints, newest first.
 
     Raises:
-        NotFoundError: `after` is not an endpoint of this organization.
+        NotFoundError: `after` is not an endpoint of this owner.
     """
     order = tuple_(WebhookEndpoint.created_at, WebhookEndpoint.id)
     query = (
         select(WebhookEndpoint)
-        .where(WebhookEndpoint.organization_id == organization_id)
+        .where(owner.owns(WebhookEndpoint))
         .order_by(WebhookEndpoint.created_at.desc(), WebhookEndpoint.id.desc())
         .limit(limit + 1)
     )
     with db.read() as session:
         if after is not None:
-            last = _owned(session, after, organization_id)
+            last = _owned(session, after, owner)
             query = query.where(order < tuple_(last.created_at, last.id))
         rows = session.scalars(query).all()
         return Page(rows[:limit], has_more=len(rows) > limit)
 
 
-def change(db: Database, *, organization_id: str, endpoint_id: str, values: dict[str, Any]) -> WebhookEndpoint:
+def change(db: Database, *, owner: Owner, endpoint_id: str, values: dict[str, Any]) -> WebhookEndpoint:
     """Change `name`, `url` or `event_types` of an endpoint. What waits to be delivered goes to the new URL.
 
     Raises:
         NotFoundError: see `get`.
     """
     with db.transaction() as session:
-        endpoint = _owned(session, endpoint_id, organization_id, for_update=True)
+        endpoint = _owned(session, endpoint_id, owner, for_update=True)
         changed = {name: value for name, value in values.items() if getattr(endpoint, name) != value}
         if changed:
             _update(session, endpoint, {**changed, "updated_at": func.now()})
         return endpoint
 
 
-def rotate(db: Database, *, organization_id: str, endpoint_id: str, keep_old: bool) -> WebhookEndpoint:
+def rotate(db: Database, *, owner: Owner, endpoint_id: str, keep_old: bool) -> WebhookEndpoint:
     """Give an endpoint a new secret; with `keep_old`, deliveries are signed with both for a day.
 
     Raises:
         NotFoundError: see `get`.
     """
     with db.transaction() as session:
-        endpoint = _owned(session, endpoint_id, organization_id, for_update=True)
+        endpoint = _owned(session, endpoint_id, owner, for_update=True)
         until = func.now() + text(f"interval '{OLD_SECRET_HOURS} hours'") if keep_old else None
         values = {
             "secret": _new_secret(),
@@ -160,23 +162,23 @@ def rotate(db: Database, *, organization_id: str, endpoint_id: str, keep_old: bo
         return endpoint
 
 
-def remove(db: Database, *, organization_id: str, endpoint_id: str) -> None:
+def remove(db: Database, *, owner: Owner, endpoint_id: str) -> None:
     """Remove an endpoint, and what waits to be delivered to it.
 
     Raises:
         NotFoundError: see `get`.
     """
     with db.transaction() as session:
-        session.delete(_owned(session, endpoint_id, organization_id, for_update=True))
+        session.delete(_owned(session, endpoint_id, owner, for_update=True))
 
 
 def announce(session: Session, job: Job, status: JobStatus) -> None:
-    """Leave a message for every endpoint of the job's organization that wants to know of this status."""
+    """Leave a message for every endpoint of the job's project that wants to know of this status."""
     event_type = EVENT_TYPES.get(status)
     if event_type is None:
         return
     wanted = select(WebhookEndpoint.id, func.extract("epoch", func.now())).where(
-        WebhookEndpoint.organization_id == job.organization_id, WebhookEndpoint.event_types.contains([event_type])
+        WebhookEndpoint.project_id == job.project_id, WebhookEndpoint.event_types.contains([event_type])
     )
     for endpoint_id, now in session.execute(wanted).all():
         event_id = new_webhook_event_id()
@@ -267,10 +269,8 @@ def _update(session: Session, endpoint: WebhookEndpoint, values: dict[str, Any])
     session.refresh(endpoint)
 
 
-def _owned(session: Session, endpoint_id: str, organization_id: str, *, for_update: bool = False) -> WebhookEndpoint:
-    query = select(WebhookEndpoint).where(
-        WebhookEndpoint.id == endpoint_id, WebhookEndpoint.organization_id == organization_id
-    )
+def _owned(session: Session, endpoint_id: str, owner: Owner, *, for_update: bool = False) -> WebhookEndpoint:
+    query = select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id, owner.owns(WebhookEndpoint))
     endpoint = session.scalar(query.with_for_update() if for_update else query)
     if endpoint is None:
         raise NotFoundError(f"No such webhook endpoint: {endpoint_id}", param="webhook_endpoint_id")

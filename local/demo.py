@@ -103,7 +103,8 @@ def _find_gguf() -> Path:
 def _fine_tune(stack: Stack, files: DemoFiles) -> dict[str, Any]:
     """Upload, create, follow; all through the public API, as any user would. Returns the finished job."""
     environment = {**os.environ, "LOMO_URL": stack.url, "LOMO_API_KEY_FILE": str(stack.admin_key_path)}
-    for name in ("LOMO_API_KEY", "OPENAI_API_KEY", "OPENAI_BASE_URL"):  # a user's own must not win over the demo's
+    # A user's own must not win over the demo's.
+    for name in ("LOMO_API_KEY", "LOMO_PROJECT", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
         environment.pop(name, None)
     command = [
         sys.executable, "-P", "-m", "cli.main", "jobs", "create", *_JOB_OPTIONS, "--precision", _precision(),

@@ -13,10 +13,12 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
-from jobs import reads, uploads
+from jobs import organizations, reads, uploads
 from jobs.db import UNREACHABLE
 from jobs.idempotency import RequestIdentity, check_key, hash_body
 from jobs.keys import Principal
+from jobs.owner import Owner
+from jobs.scopes import Scope
 from server import schemas
 from server.auth import Credential, check_origin, find_credential
 from server.cloning import clone_body
@@ -71,12 +73,12 @@ async def authenticated(request: Request) -> Principal:
         raise unauthenticated("The session has ended: log in again.")
     if credential.kind == "session":
         check_origin(request, method=request.method, required=True)
-    _check_place(request, principal)
     allowance = services.requests.take(principal.api_key_id)
     setattr(request.state, RATE_HEADERS, allowance.headers())
     if allowance.is_exceeded:
         message = f"This API key has sent more than {allowance.limit} requests a minute: send them more slowly."
         raise too_many_requests(message, allowance.headers())
+    principal = await _placed(request, services, principal)
     scope = find_scope(request.method, request.scope["route"].path)
     if scope is not None and scope not in principal.scopes:
         raise out_of_scope(scope)
@@ -103,20 +105,36 @@ def identify(request: Request, services: Services, credential: Credential, *, fr
     return principal
 
 
-def _check_place(request: Request, principal: Principal) -> None:
-    """Whether the key is of the organization and the project that the request names, if it names any.
+async def _placed(request: Request, services: Services, principal: Principal) -> Principal:
+    """The caller as it acts by what the request names: the key's own organization, and its project, or, where it
+    administers, any other of the organization's.
 
     Raises:
         ApiError: 401 `mismatched_organization` or `mismatched_project`, as OpenAI's.
     """
-    for header, code, own in (
-        ("OpenAI-Organization", "mismatched_organization", principal.organization_id),
-        ("OpenAI-Project", "mismatched_project", principal.project_id),
-    ):
-        named = request.headers.get(header)
-        if named and named != own:
-            what = code.removeprefix("mismatched_")
-            raise unauthenticated(f"The header {header} does not name the {what} of this API key, {own}.", code=code)
+    organization_id, project_id = (request.headers.get(f"OpenAI-{what}") for what in ("Organization", "Project"))
+    if organization_id and organization_id != principal.organization_id:
+        own = principal.organization_id
+        message = f"The header OpenAI-Organization does not name the organization of this API key, {own}."
+        raise unauthenticated(message, code="mismatched_organization")
+    if not project_id:
+        return principal
+    if project_id != principal.project_id and not await run_in_threadpool(_may_act_in, services, principal, project_id):
+        message = (
+            f"The header OpenAI-Project does not name the project of this API key, {principal.project_id}, or, for one "
+            "that administers, another one of its organization, which is not archived."
+        )
+        raise unauthenticated(message, code="mismatched_project")
+    return principal.narrowed_to(project_id)
+
+
+def _may_act_in(services: Services, principal: Principal, project_id: str) -> bool:
+    """Whether a caller may act in this project alone: its key's own, or, where it administers, one of its
+    organization's."""
+    if project_id == principal.project_id:
+        return True
+    named = Owner(principal.organization_id, project_id)
+    return Scope.ADMIN in principal.scopes and organizations.is_active_project(services.db, named)
 
 
 Caller = Annotated[Principal, Depends(authenticated)]
@@ -135,12 +153,20 @@ def get_watcher(request: Request, services: Services, caller: Principal) -> Watc
     def is_still_valid() -> bool:
         try:
             found = None if credential is None else services.authenticator.find_fresh(credential)
+            return found is not None and (scope is None or scope in found.scopes) and _sees(services, found, caller)
         except UNREACHABLE:
             # Nobody can tell, and nothing new is sent while the database does not answer.
             return True
-        return found is not None and (scope is None or scope in found.scopes)
 
     return Watcher(caller, is_still_valid)
+
+
+def _sees(services: Services, found: Principal, caller: Principal) -> bool:
+    """Whether a caller, as it is found now, may still see what it was shown: a key can cease to administer, and a
+    project be archived."""
+    if caller.is_narrowed:
+        return _may_act_in(services, found, caller.project_id)
+    return found.view == caller.view
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +195,13 @@ async def read_clone(job_id: str, request: Request, caller: Caller, services: Se
     """The creation that a clone amounts to: the other job's, with the options of the body over it; see `read_creation`.
 
     Raises:
-        NotFoundError: no such job of this organization.
+        NotFoundError: no such job that the caller sees.
         InvalidRequestError: the body is not acceptable JSON, or another version stored the job.
         RequestValidationError: the options do not fit the schema.
     """
     raw = await request.body()
     overrides = parse_json(raw) if raw.strip() else {}
-    job = await run_in_threadpool(reads.get_job, services.db, organization_id=caller.organization_id, job_id=job_id)
+    job = await run_in_threadpool(reads.get_job, services.db, owner=caller.view, job_id=job_id)
     identity = _identify(request, caller, {"clone": job.id, "with": overrides})
     return Creation(_validate(schemas.CreateJob, clone_body(job, overrides)), identity)
 
@@ -190,7 +216,7 @@ def _identify(request: Request, caller: Principal, body: dict[str, Any]) -> Requ
     # Of the official client; anything but a number says nothing.
     tries = _RETRY_COUNT.fullmatch(request.headers.get("x-stainless-retry-count", ""))
     return RequestIdentity(
-        organization_id=caller.organization_id,
+        owner=caller.home,
         api_key_id=caller.api_key_id,
         body_sha256=hash_body(body),
         idempotency_key=None if key is None else check_key(key),
@@ -237,7 +263,7 @@ async def receive_part(
         uploads.open_part,
         services.db,
         services.settings,
-        organization_id=caller.organization_id,
+        owner=caller.view,
         upload_id=upload_id,
     )
     try:

@@ -31,6 +31,7 @@ from jobs.models import (
     Upload,
     UploadPart,
 )
+from jobs.owner import Owner
 from jobs.planning import gib
 from jobs.quotas import running_limits
 from jobs.reads import HostState
@@ -59,14 +60,14 @@ def describe_jobs(
 
 
 async def describe_job(
-    db: Database, fast: AsyncReads, settings: JobsSettings, *, organization_id: str, job_id: str
+    db: Database, fast: AsyncReads, settings: JobsSettings, *, owner: Owner, job_id: str
 ) -> schemas.FineTuningJob:
     """One job as the API shows it.
 
     Raises:
-        NotFoundError: no such job of this organization.
+        NotFoundError: no such job of this owner.
     """
-    job, details = await get_detailed_job(fast, organization_id=organization_id, job_id=job_id)
+    job, details = await get_detailed_job(fast, owner=owner, job_id=job_id)
     if job.status == JobStatus.QUEUED:
         await run_in_threadpool(_add_queue, db, [(job, details)])
     return _job(job, details, settings)
@@ -242,8 +243,8 @@ def describe_model(model: TunedModel) -> schemas.Model:
     return schemas.Model(id=model.id, created=_unix(model.created_at), owned_by=model.organization_id)
 
 
-def describe_host(state: HostState, *, organization_id: str) -> schemas.Host:
-    """A host; of other organizations' jobs it tells the number alone."""
+def describe_host(state: HostState, *, owner: Owner) -> schemas.Host:
+    """A host; of jobs that are not this owner's it tells the number alone."""
     host = state.host
     return schemas.Host(
         name=host.name,
@@ -254,7 +255,7 @@ def describe_host(state: HostState, *, organization_id: str) -> schemas.Host:
         run_overhead_bytes=host.run_overhead_bytes,
         free_bytes=state.free_bytes,
         slots=host.slots,
-        running_jobs=[job.id for job in state.running if job.organization_id == organization_id],
+        running_jobs=[job.id for job in state.running if owner.has(job)],
         num_running=len(state.running),
         last_seen_at=_unix(host.last_seen_at),
         is_alive=state.is_alive,

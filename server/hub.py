@@ -23,6 +23,7 @@ from sqlalchemy import make_url
 from jobs import reads
 from jobs.db import UNREACHABLE, Database
 from jobs.models import NOTIFY_CHANNEL, Job
+from jobs.owner import Owner
 from server.describe import describe_jobs
 from server.errors import ApiError
 from server.feeds import Feed, encode_frame
@@ -70,7 +71,7 @@ Queue = asyncio.Queue[Any]
 
 
 class Hub:
-    """Topics by job and by organization, and the connection that wakes them. Lives on one event loop."""
+    """Topics by job and by owner of jobs, and the connection that wakes them. Lives on one event loop."""
 
     def __init__(self, db: Database, settings: ServerSettings) -> None:
         self.db = db
@@ -78,7 +79,7 @@ class Hub:
         self.is_stopping = False
         self.num_queries = 0
         self._feeds: dict[str, dict[Feed, _FeedTopic]] = {}
-        self._jobs: dict[str, _JobsTopic] = {}
+        self._jobs: dict[Owner, _JobsTopic] = {}
         self._open: Counter[str] = Counter()
         self._threads = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="hub")
         self._listener: asyncio.Task[None] | None = None
@@ -145,17 +146,17 @@ class Hub:
         if not topics:
             del self._feeds[job_id]
 
-    def subscribe_jobs(self, organization_id: str) -> Queue:
-        """A queue of JobFrames of the organization's changed jobs."""
-        topic = self._jobs.get(organization_id)
+    def subscribe_jobs(self, owner: Owner) -> Queue:
+        """A queue of JobFrames of the owner's changed jobs."""
+        topic = self._jobs.get(owner)
         if topic is None:
-            topic = self._jobs[organization_id] = _JobsTopic(self, organization_id)
+            topic = self._jobs[owner] = _JobsTopic(self, owner)
         return topic.subscribe()
 
-    def unsubscribe_jobs(self, organization_id: str, queue: Queue) -> None:
+    def unsubscribe_jobs(self, owner: Owner, queue: Queue) -> None:
         """Forget a queue."""
-        if self._jobs[organization_id].unsubscribe(queue):
-            del self._jobs[organization_id]
+        if self._jobs[owner].unsubscribe(queue):
+            del self._jobs[owner]
 
     def _topics(self) -> list[_Topic]:
         return [*(topic for topics in self._feeds.values() for topic in topics.values()), *self._jobs.values()]
@@ -270,11 +271,11 @@ class _FeedTopic(_Topic):
 
 
 class _JobsTopic(_Topic):
-    """An organization's jobs."""
+    """A project's jobs, or a whole organization's."""
 
-    def __init__(self, hub: Hub, organization_id: str) -> None:
+    def __init__(self, hub: Hub, owner: Owner) -> None:
         super().__init__(hub)
-        self.organization_id = organization_id
+        self.owner = owner
         self.changed: set[str] = set()
 
     async def pump(self) -> None:
@@ -291,7 +292,7 @@ class _JobsTopic(_Topic):
 
     def _read(self, job_ids: Sequence[str]) -> list[JobFrame]:
         db, settings = self.hub.db, self.hub.settings
-        jobs = reads.find_jobs(db, organization_id=self.organization_id, job_ids=job_ids)
+        jobs = reads.find_jobs(db, owner=self.owner, job_ids=job_ids)
         frames = []
         for job in describe_jobs(db, settings, jobs, with_curve=True):
             with_curve = encode_frame(job.model_dump_json(), event="job")

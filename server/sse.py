@@ -22,6 +22,7 @@ from jobs import reads
 from jobs.db import UNREACHABLE
 from jobs.keys import Principal
 from jobs.models import Job
+from jobs.owner import Owner
 from jobs.status import TERMINAL
 from server.auth import RECHECK_S
 from server.describe import describe_jobs
@@ -110,11 +111,11 @@ async def stream_feed(
 
 
 async def stream_jobs(hub: Hub, *, watcher: Watcher, limit: int, with_curve: bool) -> AsyncGenerator[bytes, None]:
-    """The newest jobs of an organization, then each job of it that changes; never ends by itself."""
+    """The newest jobs that the caller sees, then each of them that changes; never ends by itself."""
     pace = _Pace(hub, watcher, _EVENT_PING)
-    organization_id = watcher.principal.organization_id
-    read_page = partial(_read_page, hub, organization_id=organization_id, limit=limit, with_curve=with_curve)
-    queue = hub.subscribe_jobs(organization_id)
+    owner = watcher.principal.view
+    read_page = partial(_read_page, hub, owner=owner, limit=limit, with_curve=with_curve)
+    queue = hub.subscribe_jobs(owner)
     hub.opened(watcher.principal.api_key_id)
     try:
         yield _RETRY
@@ -130,10 +131,10 @@ async def stream_jobs(hub: Hub, *, watcher: Watcher, limit: int, with_curve: boo
             else:
                 return
     except Exception:
-        log.exception("stream_failed", organization_id=organization_id)
+        log.exception("stream_failed", **owner.parameters)
     finally:
         hub.closed(watcher.principal.api_key_id)
-        hub.unsubscribe_jobs(organization_id, queue)
+        hub.unsubscribe_jobs(owner, queue)
 
 
 class _Pace:
@@ -194,7 +195,7 @@ async def _read(hub: Hub, function: Callable[[], T]) -> T:
             await asyncio.sleep(RETRY_S)
 
 
-def _read_page(hub: Hub, *, organization_id: str, limit: int, with_curve: bool) -> bytes:
-    page = reads.list_jobs(hub.db, organization_id=organization_id, limit=limit)
+def _read_page(hub: Hub, *, owner: Owner, limit: int, with_curve: bool) -> bytes:
+    page = reads.list_jobs(hub.db, owner=owner, limit=limit)
     jobs = describe_jobs(hub.db, hub.settings, page.items, with_curve=with_curve)
     return encode_frame(JobPage(data=jobs, has_more=page.has_more).model_dump_json(), event="jobs")

@@ -163,9 +163,7 @@ class ChatService:
 
     def _find_folder(self, request: ChatRequest) -> Path:
         try:
-            folder = catalog.resolve_served_model(
-                self._db, self._settings, organization_id=request.organization_id, name=request.model
-            )
+            folder = catalog.resolve_served_model(self._db, self._settings, owner=request.owner, name=request.model)
         except JobsError as error:
             raise _RefusedError(error.code, error.message) from error
         return folder.resolve()

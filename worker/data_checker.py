@@ -22,6 +22,7 @@ from jobs.checking import CheckClaim
 from jobs.db import Database
 from jobs.errors import InvalidRequestError, LeaseLostError, StorageError
 from jobs.lifecycle import JobFailure
+from jobs.owner import Owner
 from jobs.status import JobStatus
 from lomo_core.data.check_config import CheckConfig
 from lomo_core.errors import EXIT_CODES, EngineError
@@ -133,7 +134,7 @@ class DataChecker:
         spec = claim.spec
         source = persist(
             lambda: catalog.resolve_model(
-                self._db, self._settings, organization_id=claim.organization_id, name=spec.model
+                self._db, self._settings, owner=Owner(claim.organization_id), name=spec.model
             ),
             what="finding the model",
             stopping=self._stopping,
@@ -166,7 +167,7 @@ class DataChecker:
         return config
 
     def _inputs(self, claim: CheckClaim) -> InputFiles:
-        find_row = row_finder(self._db, organization_id=claim.organization_id)
+        find_row = row_finder(self._db, owner=Owner(claim.organization_id))
         renewed = time.monotonic()
 
         def heed() -> None:

@@ -15,6 +15,7 @@ from jobs import loose_objects, reads, storage
 from jobs.db import Database
 from jobs.errors import FileDamagedError, InvalidRequestError, NotFoundError, StorageError
 from jobs.models import File
+from jobs.owner import Owner
 from jobs.step_metrics import ResultFile
 
 # Between tries. Each asks the store twice already, and takes a second to some where it does not answer.
@@ -89,9 +90,9 @@ class InputFiles:
             self.wait(_POLL_S)
 
 
-def row_finder(db: Database, *, organization_id: str) -> Callable[[str], File | None]:
-    """Finds rows of an organization's files, expired ones too: a job keeps what it was created with."""
-    return lambda file_id: reads.find_stored_file(db, organization_id=organization_id, file_id=file_id)
+def row_finder(db: Database, *, owner: Owner) -> Callable[[str], File | None]:
+    """Finds rows of an owner's files, expired ones too: a job keeps what it was created with."""
+    return lambda file_id: reads.find_stored_file(db, owner=owner, file_id=file_id)
 
 
 def send_result(db: Database, result: ResultFile, *, local: Path, storage_url: str) -> ResultFile:

@@ -28,6 +28,7 @@ from jobs import catalog, lifecycle, reads, step_metrics
 from jobs.db import Database
 from jobs.errors import BusyError, InvalidRequestError, LeaseLostError, StorageError
 from jobs.lifecycle import Claim, JobFailure, RetryPolicy
+from jobs.owner import Owner
 from jobs.run_config import RUN_CONFIG_NAME, RunPaths, api_param, to_train_config
 from jobs.shape_cache import SHAPES_NAME, ShapeCache
 from jobs.step_metrics import ResultFile, write_step_metrics
@@ -204,7 +205,7 @@ class JobRunner:
         claim = self._claim
         source = self._persist(
             lambda: catalog.resolve_model(
-                self._db, self._settings, organization_id=claim.organization_id, name=claim.spec.model
+                self._db, self._settings, owner=Owner(claim.organization_id), name=claim.spec.model
             ),
             "finding the model",
         )
@@ -245,7 +246,7 @@ class JobRunner:
         raise InvalidRequestError(answer, code="model_download_failed", param="model")
 
     def _inputs(self) -> InputFiles:
-        find_row = row_finder(self._db, organization_id=self._claim.organization_id)
+        find_row = row_finder(self._db, owner=Owner(self._claim.organization_id))
         return InputFiles(
             data_dir=self._data_dir,
             folder=self._job_folder / INPUTS_NAME,

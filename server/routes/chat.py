@@ -38,12 +38,13 @@ async def create_chat(
         catalog.resolve_served_model,
         services.db,
         services.settings,
-        organization_id=caller.organization_id,
+        owner=caller.view,
         name=body.model,
     )
     chat = ChatRequest(
         id=f"chatcmpl-{secrets.token_hex(12)}",
-        organization_id=caller.organization_id,
+        organization_id=caller.view.organization_id,
+        project_id=caller.view.project_id,
         model=body.model,
         turn=body.turn(),
     )

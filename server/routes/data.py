@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1", dependencies=[Depends(authenticated)])
 @router.get("/fine_tuning/jobs/{job_id}/data_report")
 def get_data_report(job_id: str, caller: Caller, services: ServicesDep) -> schemas.DataReport:
     """What the check of a job's files has found."""
-    report = checking.find_job_report(services.db, organization_id=caller.organization_id, job_id=job_id)
+    report = checking.find_job_report(services.db, owner=caller.view, job_id=job_id)
     if report is None:
         raise NotFoundError(
             f"There is no report on the files of {job_id}: they are still being checked, or were not.",
@@ -29,8 +29,8 @@ def get_data_report(job_id: str, caller: Caller, services: ServicesDep) -> schem
 @router.get("/files/{file_id}/report")
 def get_file_report(file_id: str, caller: Caller, services: ServicesDep) -> schemas.FileReport:
     """The newest report on a file, by a job that was to use it."""
-    file = reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id)
-    found = checking.find_file_report(services.db, file)
+    file = reads.get_file(services.db, owner=caller.view, file_id=file_id)
+    found = checking.find_file_report(services.db, file, owner=caller.view)
     if found is None:
         raise NotFoundError(
             f"There is no report on {file_id}: it is made when a job with this file is created.",
@@ -48,12 +48,10 @@ def preview_row(
     file_id: str, caller: Caller, services: ServicesDep, query: Annotated[schemas.PreviewQuery, Query()]
 ) -> schemas.RowPreview:
     """One row of a file as text and tokens, by a model's chat template and tokenizer."""
-    file = reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id)
+    file = reads.get_file(services.db, owner=caller.view, file_id=file_id)
     if file.purpose != "fine-tune":
         raise InvalidRequestError(f"The file {file_id} is not one to train on.", code="invalid_file_purpose")
-    source = catalog.resolve_model(
-        services.db, services.settings, organization_id=caller.organization_id, name=query.model
-    )
+    source = catalog.resolve_model(services.db, services.settings, owner=caller.view, name=query.model)
     if source.path is None:
         raise InvalidRequestError(
             f"The model {query.model!r} has not been downloaded yet.", code="model_not_found", param="model"

@@ -38,8 +38,7 @@ def create_file(form: UploadForm, caller: Caller, services: ServicesDep) -> sche
         upload.file,
         files_dir=services.settings.files_dir,
         storage_url=services.settings.storage_url,
-        organization_id=caller.organization_id,
-        project_id=caller.project_id,
+        owner=caller.home,
         filename=display_name(upload.filename or ""),
         purpose=purpose,
         expires_after_s=expires_after_s,
@@ -56,7 +55,7 @@ def list_files(
     """The caller's files."""
     page = reads.list_files(
         services.db,
-        organization_id=caller.organization_id,
+        owner=caller.view,
         limit=query.limit,
         after=query.after,
         purpose=query.purpose,
@@ -71,13 +70,13 @@ def list_files(
 @router.get("/{file_id}")
 def get_file(file_id: str, caller: Caller, services: ServicesDep) -> schemas.FileObject:
     """One file's description."""
-    return describe_file(reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id))
+    return describe_file(reads.get_file(services.db, owner=caller.view, file_id=file_id))
 
 
 @router.get("/{file_id}/content", response_class=FileResponse)
 def get_content(file_id: str, caller: Caller, services: ServicesDep) -> Response:
     """One file's bytes, always as a download: a page in it must not run on our origin."""
-    file = reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id)
+    file = reads.get_file(services.db, owner=caller.view, file_id=file_id)
     content = files.read_content(file, data_dir=services.settings.data_dir)
     media_type = "application/octet-stream"
     if isinstance(content, Path):
@@ -92,7 +91,7 @@ def get_content(file_id: str, caller: Caller, services: ServicesDep) -> Response
 @router.delete("/{file_id}")
 def delete_file(file_id: str, caller: Caller, services: ServicesDep) -> schemas.DeletedFile:
     """Remove a file that no unfinished job needs."""
-    file = reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id)
+    file = reads.get_file(services.db, owner=caller.view, file_id=file_id)
     files.delete_file(services.db, file, data_dir=services.settings.data_dir)
     return schemas.DeletedFile(id=file.id)
 

@@ -16,4 +16,4 @@ router = APIRouter(prefix="/v1/hosts", dependencies=[Depends(authenticated)])
 def list_hosts(caller: Caller, services: ServicesDep) -> schemas.HostList:
     """Every worker host that was ever seen, by name."""
     states = reads.list_hosts(services.db)
-    return schemas.HostList(data=[describe_host(state, organization_id=caller.organization_id) for state in states])
+    return schemas.HostList(data=[describe_host(state, owner=caller.view) for state in states])

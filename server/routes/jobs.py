@@ -39,7 +39,7 @@ async def create_job(
     that is down must not delay or fail it."""
     body = creation.body
     file_ids = [file_id for file_id in (body.training_file, body.validation_file) if file_id is not None]
-    references = await read_references(services.reads, organization_id=caller.organization_id, file_ids=file_ids)
+    references = await read_references(services.reads, owner=caller.view, file_ids=file_ids)
     job, is_new = await run_in_threadpool(_submit_once, services, caller, creation, references)
     if is_new:
         background.add_task(dispatch.ring, services.broker)
@@ -65,7 +65,7 @@ def list_jobs(
         return EventStreamResponse(stream_jobs(services.hub, watcher=watcher, limit=query.limit, with_curve=with_curve))
     page = reads.list_jobs(
         services.db,
-        organization_id=caller.organization_id,
+        owner=caller.view,
         limit=query.limit,
         after=query.after,
         metadata=metadata,
@@ -78,23 +78,21 @@ def list_jobs(
 @router.get("/{job_id}", response_model=schemas.FineTuningJob)
 async def get_job(job_id: str, caller: Caller, services: ServicesDep) -> Response:
     """One job. It is what clients ask for most often, and so is written out here: FastAPI would check it once more."""
-    job = await describe_job(
-        services.db, services.reads, services.settings, organization_id=caller.organization_id, job_id=job_id
-    )
+    job = await describe_job(services.db, services.reads, services.settings, owner=caller.view, job_id=job_id)
     return Response(job.model_dump_json(), media_type="application/json")
 
 
 @router.post("/{job_id}/cancel")
 def cancel_job(job_id: str, caller: Caller, services: ServicesDep) -> schemas.FineTuningJob:
     """Cancel a job: at once where it waits, by its worker where it runs (`lomo.cancel_requested` until then)."""
-    job = lifecycle.request_cancel(services.db, organization_id=caller.organization_id, job_id=job_id)
+    job = lifecycle.request_cancel(services.db, owner=caller.view, job_id=job_id)
     return describe_jobs(services.db, services.settings, [job])[0]
 
 
 @router.post("/{job_id}/pause")
 def pause_job(job_id: str, caller: Caller, services: ServicesDep) -> schemas.FineTuningJob:
     """Pause a job: at once where it is queued, by its worker where it runs (`lomo.pause_requested` until then)."""
-    job = lifecycle.request_pause(services.db, organization_id=caller.organization_id, job_id=job_id)
+    job = lifecycle.request_pause(services.db, owner=caller.view, job_id=job_id)
     return describe_jobs(services.db, services.settings, [job])[0]
 
 
@@ -103,7 +101,7 @@ def resume_job(
     job_id: str, caller: Caller, services: ServicesDep, background: BackgroundTasks
 ) -> schemas.FineTuningJob:
     """Queue a paused job again; it goes on from its last checkpoint."""
-    job = lifecycle.resume(services.db, organization_id=caller.organization_id, job_id=job_id)
+    job = lifecycle.resume(services.db, owner=caller.view, job_id=job_id)
     background.add_task(dispatch.ring, services.broker)
     return describe_jobs(services.db, services.settings, [job])[0]
 
@@ -118,7 +116,7 @@ async def clone_job(clone: CloneDep, caller: Caller, services: ServicesDep, back
 def delete_job(job_id: str, caller: Caller, services: ServicesDep) -> schemas.DeletedJob:
     """Remove a job that has ended: what is known of it, its models, and its folder."""
     bytes_freed = deletion.delete_job(
-        services.db, organization_id=caller.organization_id, job_id=job_id, runs_dir=services.settings.runs_dir
+        services.db, owner=caller.view, job_id=job_id, runs_dir=services.settings.runs_dir
     )
     return schemas.DeletedJob(id=job_id, bytes_freed=bytes_freed)
 
@@ -142,16 +140,16 @@ def _submit(
 ) -> tuple[Job, bool]:
     """Check, plan and queue a job. Returns it, and False where another try of the same request was faster."""
     spec = body.to_spec()
-    source = catalog.resolve_model(
-        services.db, services.settings, organization_id=caller.organization_id, name=spec.model
-    )
+    source = catalog.resolve_model(services.db, services.settings, owner=caller.view, name=spec.model)
     spec = _check_files(spec, references.files)
     planned = replace(_plan(services, spec, source, references.room), check_files=services.settings.data_checks)
-    origin = {"organization_id": caller.organization_id, "api_key_id": caller.api_key_id}
-    metadata = body.metadata or {}
+    owner, key_id, metadata = caller.home, caller.api_key_id, body.metadata or {}
     if arrival is None:
-        return submission.submit(services.db, planned=planned, metadata=metadata, **origin), True
-    return submission.submit_once(services.db, arrival, planned=planned, metadata=metadata, **origin)
+        job = submission.submit(services.db, planned=planned, owner=owner, api_key_id=key_id, metadata=metadata)
+        return job, True
+    return submission.submit_once(
+        services.db, arrival, planned=planned, owner=owner, api_key_id=key_id, metadata=metadata
+    )
 
 
 def _plan(services: Services, spec: JobSpec, source: ModelSource, room: Room | None) -> PlannedJob:

@@ -27,7 +27,7 @@ router = APIRouter(prefix="/v1/models", dependencies=[Depends(authenticated)])
 def list_models(caller: Caller, services: ServicesDep) -> schemas.ModelList:
     """Every model that a job can start from: base models, then tuned ones, newest first."""
     base = list(_base_models(services))
-    tuned = reads.list_models(services.db, organization_id=caller.organization_id)
+    tuned = reads.list_models(services.db, owner=caller.view)
     return schemas.ModelList(data=[*base, *(describe_model(model) for model in tuned)])
 
 
@@ -45,9 +45,7 @@ def export_model(
             f"{model} is a base model of this server: only tuned models and checkpoints are exported.",
             code="base_model",
         )
-    folder = catalog.resolve_served_model(
-        services.db, services.settings, organization_id=caller.organization_id, name=model
-    )
+    folder = catalog.resolve_served_model(services.db, services.settings, owner=caller.view, name=model)
     archive = tuned_models.ModelArchive(folder, name=model)
     if query.format == "tar":
         return _Download(archive, media_type="application/x-tar", file_name="model.tar")
@@ -61,14 +59,14 @@ def delete_model(model: str, caller: Caller, services: ServicesDep) -> schemas.D
     """Remove a tuned model and its files for good."""
     if _is_base(services, model):
         raise forbidden(f"{model} is a base model: whoever runs the server takes it away.", code="base_model")
-    tuned_models.delete_model(services.db, services.settings, organization_id=caller.organization_id, model_id=model)
+    tuned_models.delete_model(services.db, services.settings, owner=caller.view, model_id=model)
     return schemas.DeletedModel(id=model)
 
 
 @router.get("/{model:path}")
 def get_model(model: str, caller: Caller, services: ServicesDep) -> schemas.Model:
     """One model by name."""
-    tuned = reads.find_model(services.db, organization_id=caller.organization_id, model_id=model)
+    tuned = reads.find_model(services.db, owner=caller.view, model_id=model)
     if tuned is not None:
         return describe_model(tuned)
     for base in _base_models(services):

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends
 
 from jobs import catalog, reads
 from jobs.errors import InvalidRequestError
+from jobs.owner import Owner
 from jobs.planning import choose, to_setting
 from jobs.spec import DEFAULT_BATCH_SIZE, Choosable, RequestedOptions
 from lomo_core.config import OptimizerName
@@ -27,7 +28,7 @@ router = APIRouter(prefix="/v1/plan", dependencies=[Depends(authenticated)])
 @router.post("")
 def plan_run(body: PlanBody, caller: Caller, services: ServicesDep) -> schemas.Plan:
     """Plan a run. The first plan of a model takes some seconds, further ones none."""
-    shapes = services.shapes.read(_config(body, services, organization_id=caller.organization_id))
+    shapes = services.shapes.read(_config(body, services, owner=caller.view))
     options, auto = (body.lomo or RequestedOptions()).resolve()
     given = body.hyperparameters.batch_size if body.hyperparameters is not None else None
     if given is None:
@@ -43,7 +44,7 @@ def plan_run(body: PlanBody, caller: Caller, services: ServicesDep) -> schemas.P
     return _describe(body.model, shapes, setting, auto, services)
 
 
-def _config(body: schemas.PlanRequest, services: Services, *, organization_id: str) -> bytes:
+def _config(body: schemas.PlanRequest, services: Services, *, owner: Owner) -> bytes:
     """The model's configuration as JSON.
 
     Raises:
@@ -56,7 +57,7 @@ def _config(body: schemas.PlanRequest, services: Services, *, organization_id: s
                 f"A model's configuration has at most {catalog.MAX_CONFIG_BYTES} bytes.", param="config"
             )
         return raw
-    source = catalog.resolve_model(services.db, services.settings, organization_id=organization_id, name=body.model)
+    source = catalog.resolve_model(services.db, services.settings, owner=owner, name=body.model)
     if source.path is None:
         raise InvalidRequestError(
             f"{body.model} has not been downloaded yet: plan with its config.json in 'config'.", param="model"

@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1/queue", dependencies=[Depends(authenticated)])
 
 @router.get("")
 def get_queue(caller: Caller, services: ServicesDep, query: Annotated[schemas.QueueQuery, Query()]) -> schemas.Queue:
-    """The caller's queued jobs, first to last; of other organizations' jobs it tells the number alone."""
+    """The caller's queued jobs, first to last; of other jobs it tells the number alone."""
     db = services.db
     places = queue_order.read_places(db)
     running = queue_order.list_running(db)
@@ -27,9 +27,9 @@ def get_queue(caller: Caller, services: ServicesDep, query: Annotated[schemas.Qu
     left_s = {job.id: eta_s(job, step_s=details[job.id].step_s, now=now) for job in running}
     hosts = reads.list_hosts(db)
     starts = queue_order.foretell(places, hosts, left_s=left_s, now=now)
-    own = [(n, place.job_id) for n, place in enumerate(places, 1) if place.organization_id == caller.organization_id]
+    own = [(n, place.job_id) for n, place in enumerate(places, 1) if caller.view.has(place)]
     shown = {job_id: position for position, job_id in own[: query.limit]}
-    jobs = reads.find_jobs(db, organization_id=caller.organization_id, job_ids=list(shown))
+    jobs = reads.find_jobs(db, owner=caller.view, job_ids=list(shown))
     return schemas.Queue(
         num_queued=len(places),
         num_running=len(running),

@@ -39,9 +39,7 @@ def list_events(
 ) -> schemas.EventList | Response:
     """A job's events, newest first; as a stream: oldest first from `after`, live until the job has ended."""
     if not _asks_for_stream(request, query.stream):
-        page = reads.list_events(
-            services.db, organization_id=caller.organization_id, job_id=job_id, limit=query.limit, after=query.after
-        )
+        page = reads.list_events(services.db, owner=caller.view, job_id=job_id, limit=query.limit, after=query.after)
         return schemas.EventList(data=[describe_event(event) for event in page.items], has_more=page.has_more)
     return _stream(EVENTS, request, job_id, caller, services, query=query)
 
@@ -58,9 +56,7 @@ def list_logs(
     if _asks_for_stream(request, query.stream):
         return _stream(LOG, request, job_id, caller, services, query=query)
     before = _read_position(LOG, job_id, query.after) if query.after else None
-    page = runlog.list_lines(
-        services.db, organization_id=caller.organization_id, job_id=job_id, limit=query.limit, before=before
-    )
+    page = runlog.list_lines(services.db, owner=caller.view, job_id=job_id, limit=query.limit, before=before)
     return schemas.LogList(data=[describe_log_line(line) for line in page.items], has_more=page.has_more)
 
 
@@ -72,10 +68,8 @@ def list_checkpoints(
     query: Annotated[schemas.CheckpointsQuery, Query()],
 ) -> schemas.CheckpointList:
     """A job's checkpoints, newest first."""
-    job = reads.get_job(services.db, organization_id=caller.organization_id, job_id=job_id)
-    page = reads.list_checkpoints(
-        services.db, organization_id=caller.organization_id, job_id=job_id, limit=query.limit, after=query.after
-    )
+    job = reads.get_job(services.db, owner=caller.view, job_id=job_id)
+    page = reads.list_checkpoints(services.db, owner=caller.view, job_id=job_id, limit=query.limit, after=query.after)
     spec = read_stored(job.spec)
     data = [describe_checkpoint(checkpoint, spec) for checkpoint in page.items]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
@@ -93,7 +87,7 @@ def get_metrics(
     """A run's series over all steps or a window of them, thinned to `max_points`; as a stream: each point, live."""
     if _asks_for_stream(request, query.stream):
         return _stream(POINTS, request, job_id, caller, services, query=query)
-    job = reads.get_job(services.db, organization_id=caller.organization_id, job_id=job_id)
+    job = reads.get_job(services.db, owner=caller.view, job_id=job_id)
     columns = series.read_metrics(
         services.db,
         job,
@@ -128,11 +122,11 @@ def _stream(
     """Follow a job from where the client was, or from the beginning.
 
     Raises:
-        NotFoundError: no such job of this organization.
+        NotFoundError: no such job that the caller sees.
         InvalidRequestError: where the client was is not a place of this feed.
         ApiError: there is no room for another stream.
     """
-    job = reads.get_job(services.db, organization_id=caller.organization_id, job_id=job_id)
+    job = reads.get_job(services.db, owner=caller.view, job_id=job_id)
     # A browser that connects again sends the header with the first connection's address, so the header wins.
     seq = _read_position(feed, job_id, request.headers.get("last-event-id") or query.after)
     watcher = get_watcher(request, services, caller)

@@ -27,7 +27,7 @@ def create_upload(body: UploadBody, caller: Caller, services: ServicesDep) -> sc
     quotas.measure_models(services.db, organization_id=caller.organization_id, data_dir=services.settings.data_dir)
     upload = uploads.create(
         services.db,
-        organization_id=caller.organization_id,
+        owner=caller.home,
         filename=display_name(body.filename),
         purpose=body.purpose,
         num_bytes=body.bytes,
@@ -49,8 +49,7 @@ def complete_upload(upload_id: str, body: CompleteBody, caller: Caller, services
     upload, file = uploads.complete(
         services.db,
         services.settings,
-        organization_id=caller.organization_id,
-        project_id=caller.project_id,
+        owner=caller.view,
         upload_id=upload_id,
         completion=completion,
     )
@@ -60,6 +59,4 @@ def complete_upload(upload_id: str, body: CompleteBody, caller: Caller, services
 @router.post("/{upload_id}/cancel")
 def cancel_upload(upload_id: str, caller: Caller, services: ServicesDep) -> schemas.Upload:
     """End an upload and remove its parts."""
-    return describe_upload(
-        uploads.cancel(services.db, services.settings, organization_id=caller.organization_id, upload_id=upload_id)
-    )
+    return describe_upload(uploads.cancel(services.db, services.settings, owner=caller.view, upload_id=upload_id))

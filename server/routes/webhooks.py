@@ -41,7 +41,7 @@ def create_endpoint(
     _check_url(services, body.url)
     endpoint = webhooks.create(
         services.db,
-        organization_id=caller.organization_id,
+        owner=caller.home,
         name=body.name,
         url=body.url,
         event_types=sorted(set(body.event_types)),
@@ -54,9 +54,7 @@ def list_endpoints(
     caller: Caller, services: ServicesDep, query: Annotated[schemas.WebhooksQuery, Query()]
 ) -> schemas.WebhookEndpointList:
     """The endpoints, newest first."""
-    page = webhooks.list_endpoints(
-        services.db, organization_id=caller.organization_id, limit=query.limit, after=query.after
-    )
+    page = webhooks.list_endpoints(services.db, owner=caller.view, limit=query.limit, after=query.after)
     data = [describe_webhook(endpoint) for endpoint in page.items]
     return schemas.WebhookEndpointList(
         data=data,
@@ -69,7 +67,7 @@ def list_endpoints(
 @router.get("/webhook_endpoints/{endpoint_id}")
 def get_endpoint(endpoint_id: str, caller: Caller, services: ServicesDep) -> schemas.WebhookEndpoint:
     """One endpoint."""
-    return describe_webhook(webhooks.get(services.db, organization_id=caller.organization_id, endpoint_id=endpoint_id))
+    return describe_webhook(webhooks.get(services.db, owner=caller.view, endpoint_id=endpoint_id))
 
 
 @router.post("/webhook_endpoints/{endpoint_id}")
@@ -82,16 +80,14 @@ def change_endpoint(
         _check_url(services, body.url)
     if body.event_types is not None:
         values["event_types"] = sorted(set(body.event_types))
-    endpoint = webhooks.change(
-        services.db, organization_id=caller.organization_id, endpoint_id=endpoint_id, values=values
-    )
+    endpoint = webhooks.change(services.db, owner=caller.view, endpoint_id=endpoint_id, values=values)
     return describe_webhook(endpoint)
 
 
 @router.delete("/webhook_endpoints/{endpoint_id}")
 def delete_endpoint(endpoint_id: str, caller: Caller, services: ServicesDep) -> schemas.DeletedWebhookEndpoint:
     """Remove an endpoint, and what waits to be delivered to it."""
-    webhooks.remove(services.db, organization_id=caller.organization_id, endpoint_id=endpoint_id)
+    webhooks.remove(services.db, owner=caller.view, endpoint_id=endpoint_id)
     return schemas.DeletedWebhookEndpoint(id=endpoint_id)
 
 
@@ -102,7 +98,7 @@ def rotate_secret(
     """A new secret; the old one stays valid for a day if that is asked for."""
     endpoint = webhooks.rotate(
         services.db,
-        organization_id=caller.organization_id,
+        owner=caller.view,
         endpoint_id=endpoint_id,
         keep_old=body.keep_old_secret_active_for_24_hours,
     )
@@ -114,9 +110,7 @@ async def test_endpoint(
     endpoint_id: str, body: TestWebhookBody, caller: Caller, services: ServicesDep
 ) -> schemas.WebhookTestResult:
     """Send a sample now, once, and tell what the receiver answered."""
-    endpoint = await run_in_threadpool(
-        webhooks.get, services.db, organization_id=caller.organization_id, endpoint_id=endpoint_id
-    )
+    endpoint = await run_in_threadpool(webhooks.get, services.db, owner=caller.view, endpoint_id=endpoint_id)
     event_id = new_webhook_event_id()
     message = webhooks.make_body(
         event_id=event_id, event_type=body.event_type, created_at=int(time.time()), job_id=_TEST_JOB_ID

@@ -20,6 +20,7 @@ from jobs.host_registry import HostReport
 from jobs.lifecycle import JobFailure, RetryPolicy
 from jobs.models import Attempt, Event, Host, Job
 from jobs.organizations import DEFAULT_ORGANIZATION
+from jobs.owner import Owner
 from jobs.planning import PlannedJob
 from jobs.repository import Lease
 from jobs.spec import JobSpec
@@ -71,7 +72,7 @@ def submit(
         planned_bytes=plan and plan["peak_bytes"],
     )
     return submission.submit(
-        db, planned=planned, organization_id=DEFAULT_ORGANIZATION, api_key_id=None, metadata={"team": "support"}
+        db, planned=planned, owner=Owner(DEFAULT_ORGANIZATION), api_key_id=None, metadata={"team": "support"}
     ).id
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from jobs import reads, series
 from jobs.db import Database
+from jobs.owner import Owner
 from tests.conftest import wait_until_true
 from tests.support.known_host import give_calibration
 from tests.support.tiny_model import chat_rows, make_tiny_model
@@ -101,7 +102,7 @@ def engine_pid(worker: CeleryWorker, job_id: str, *, attempt: int) -> int:
 
 def losses(bench: Bench, job_id: str) -> list[float]:
     """The loss of each step; of a step that was repeated, the last."""
-    job = reads.get_job(bench.db, organization_id=ORGANIZATION, job_id=job_id)
+    job = reads.get_job(bench.db, owner=Owner(ORGANIZATION), job_id=job_id)
     columns = series.read_metrics(bench.db, job, max_points=NUM_STEPS)
     assert columns["step"] == list(range(1, NUM_STEPS + 1))
     return columns["loss"]

@@ -18,6 +18,7 @@ from jobs import lifecycle, reads, submission
 from jobs.db import Database
 from jobs.ids import new_file_id
 from jobs.models import Event, Job
+from jobs.owner import Owner
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec
 from jobs.status import TERMINAL, JobStatus
@@ -64,7 +65,7 @@ class Bench:
         job = submission.submit(
             self.db,
             planned=PlannedJob(spec=spec, planned_bytes=planned_bytes),
-            organization_id=ORGANIZATION,
+            owner=Owner(ORGANIZATION),
             api_key_id=None,
             metadata={},
         )
@@ -88,7 +89,7 @@ class Bench:
 
     def job(self, job_id: str) -> Job:
         """The job's row as it is now."""
-        return reads.get_job(self.db, organization_id=ORGANIZATION, job_id=job_id)
+        return reads.get_job(self.db, owner=Owner(ORGANIZATION), job_id=job_id)
 
     def events(self, job_id: str) -> Sequence[Event]:
         """Every event, oldest first, after a check that the sequence has no gap."""
@@ -132,15 +133,15 @@ class Bench:
 
     def cancel(self, job_id: str) -> None:
         """Ask for the job's end, as the API does."""
-        lifecycle.request_cancel(self.db, organization_id=ORGANIZATION, job_id=job_id)
+        lifecycle.request_cancel(self.db, owner=Owner(ORGANIZATION), job_id=job_id)
 
     def pause(self, job_id: str) -> None:
         """Ask for the job's pause, as the API does."""
-        lifecycle.request_pause(self.db, organization_id=ORGANIZATION, job_id=job_id)
+        lifecycle.request_pause(self.db, owner=Owner(ORGANIZATION), job_id=job_id)
 
     def resume(self, job_id: str) -> None:
         """Let a paused job go on, as the API does."""
-        lifecycle.resume(self.db, organization_id=ORGANIZATION, job_id=job_id)
+        lifecycle.resume(self.db, owner=Owner(ORGANIZATION), job_id=job_id)
 
 
 class CeleryWorker:

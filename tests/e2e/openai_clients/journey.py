@@ -341,7 +341,11 @@ class Journey:
             each["id"] for each in self._ask("get", "/organization/projects", client=tenant)["data"]
         ]
         self._keys(tenant, f"{path}/api_keys", {"name": "bot", "scopes": ["jobs:read", "models:read"]})
+        narrowed = tenant.with_options(project=project["id"])
+        assert list(narrowed.fine_tuning.jobs.list()) == []
+        expect(openai.AuthenticationError, self.client.with_options(project=project["id"]).fine_tuning.jobs.list)
         assert self._ask("post", f"{path}/archive", client=tenant)["status"] == "archived"
+        expect(openai.AuthenticationError, narrowed.fine_tuning.jobs.list)
 
     def _keys(self, tenant: openai.OpenAI, path: str, body: dict[str, Any]) -> None:
         """A key that gets another secret, which works in place of the first, and is revoked."""

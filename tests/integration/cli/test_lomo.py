@@ -127,7 +127,7 @@ def place(
         data_checks=False, database_url=database_url, broker_url=broker_url, data_dir=tmp_path / "data", server_port=0
     )
     place = Place(settings, capsys, tmp_path)
-    for name in ("LOMO_API_KEY", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
+    for name in ("LOMO_API_KEY", "LOMO_PROJECT", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     for name, value in place.env.items():
         monkeypatch.setenv(name, value)

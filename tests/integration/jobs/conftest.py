@@ -12,6 +12,7 @@ from jobs.db import Database
 from jobs.host_registry import HostReport
 from jobs.lifecycle import Claim, RetryPolicy
 from jobs.models import Job
+from jobs.owner import Owner
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec, LomoOptions
 
@@ -42,13 +43,13 @@ def submit(
     db: Database, *, organization_id: str = ORGANIZATION, priority: int = 0, planned_bytes: int | None = None
 ) -> Job:
     """Queue a job."""
-    return submission.submit(
-        db,
-        planned=PlannedJob(spec=make_spec(priority=priority), planned_bytes=planned_bytes),
-        organization_id=organization_id,
-        api_key_id=None,
-        metadata={},
-    )
+    planned = PlannedJob(spec=make_spec(priority=priority), planned_bytes=planned_bytes)
+    return submission.submit(db, planned=planned, owner=Owner(organization_id), api_key_id=None, metadata={})
+
+
+def submit_to(db: Database, owner: Owner) -> Job:
+    """Queue a job of a project, or of an organization's default one."""
+    return submission.submit(db, planned=PlannedJob(spec=make_spec()), owner=owner, api_key_id=None, metadata={})
 
 
 def register(

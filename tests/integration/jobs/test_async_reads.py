@@ -14,6 +14,7 @@ from jobs.async_reads import AsyncReads, CompiledQuery
 from jobs.db import UNREACHABLE, Database
 from jobs.job_details import get_detailed_job, read_details
 from jobs.models import Evaluation, Job
+from jobs.owner import Owner
 from local.postgres import Postgres
 from tests.integration.jobs.conftest import claim, submit
 
@@ -49,7 +50,7 @@ def test_a_job_is_read_as_by_a_session(database_url: str, db: Database) -> None:
     async def read() -> None:
         reads = AsyncReads(database_url)
         await reads.open()
-        other, other_details = await get_detailed_job(reads, organization_id=job.organization_id, job_id=job_id)
+        other, other_details = await get_detailed_job(reads, owner=Owner(job.organization_id), job_id=job_id)
         await reads.close()
         for attribute in Job.__mapper__.column_attrs:
             assert getattr(other, attribute.key) == getattr(job, attribute.key), attribute.key

@@ -13,6 +13,7 @@ from jobs.checking import CheckClaim
 from jobs.db import Database
 from jobs.errors import LeaseLostError, NotFoundError
 from jobs.job_details import read_details
+from jobs.owner import Owner
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec
 from jobs.status import JobStatus
@@ -38,7 +39,7 @@ def submit(db: Database) -> Callable[..., str]:
         return submission.submit(
             db,
             planned=PlannedJob(spec=spec, check_files=True),
-            organization_id=ORGANIZATION,
+            owner=Owner(ORGANIZATION),
             api_key_id=None,
             metadata={},
         ).id
@@ -90,7 +91,7 @@ def events(db: Database, job_id: str) -> list[tuple[str, str | None, str]]:
 
 
 def status(db: Database, job_id: str) -> str:
-    return reads.get_job(db, organization_id=ORGANIZATION, job_id=job_id).status
+    return reads.get_job(db, owner=Owner(ORGANIZATION), job_id=job_id).status
 
 
 def expire(db: Database) -> None:
@@ -121,7 +122,7 @@ def test_a_wrong_row_fails_the_job_and_is_named(db: Database, submit: Callable[.
     wrong = [{"line": line, "where": f"line {line}", "reason": "content is missing"} for line in range(3, 10)]
     found = file_report(num_errors=7, errors=wrong)
     assert checking.finish_check(db, must_claim(db), report(found)) is JobStatus.FAILED
-    error = reads.get_job(db, organization_id=ORGANIZATION, job_id=job_id).error
+    error = reads.get_job(db, owner=Owner(ORGANIZATION), job_id=job_id).error
     assert error is not None
     assert (error["code"], error["param"]) == ("invalid_training_file", "training_file")
     assert "7 errors, the first of them" in error["message"]
@@ -135,7 +136,7 @@ def test_the_validation_file_is_named_where_it_is_the_one(db: Database, submit: 
     wrong = file_report(num_errors=1, errors=[{"line": 2, "where": "line 2", "reason": "it is empty"}])
     found = report(file_report(), validation_file=wrong, is_valid=False, estimate=None)
     checking.finish_check(db, must_claim(db), found)
-    error = reads.get_job(db, organization_id=ORGANIZATION, job_id=job_id).error
+    error = reads.get_job(db, owner=Owner(ORGANIZATION), job_id=job_id).error
     assert error is not None
     assert error == {
         "code": "invalid_training_file",
@@ -164,7 +165,7 @@ def test_a_cancelled_check_ends_nothing(db: Database, submit: Callable[..., str]
     job_id = submit()
     check = must_claim(db)
     assert checking.renew_check(db, check, lease_s=LEASE_S)
-    lifecycle.request_cancel(db, organization_id=ORGANIZATION, job_id=job_id)
+    lifecycle.request_cancel(db, owner=Owner(ORGANIZATION), job_id=job_id)
     assert not checking.renew_check(db, check, lease_s=LEASE_S)
     with pytest.raises(LeaseLostError):
         checking.finish_check(db, check, report(file_report()))
@@ -198,7 +199,7 @@ def test_a_check_that_ends_workers_fails_its_job(db: Database, submit: Callable[
         assert claim(db) is not None
         expire(db)
     assert claim(db) is None
-    error = reads.get_job(db, organization_id=ORGANIZATION, job_id=job_id).error
+    error = reads.get_job(db, owner=Owner(ORGANIZATION), job_id=job_id).error
     assert error is not None
     assert error["code"] == "data_check_failed"
 
@@ -211,13 +212,13 @@ def test_a_check_that_was_given_back_is_not_counted(db: Database, submit: Callab
 
 def test_reports_belong_to_their_organization(db: Database, submit: Callable[..., str]) -> None:
     job_id = submit()
-    assert checking.find_job_report(db, organization_id=ORGANIZATION, job_id=job_id) is None
+    assert checking.find_job_report(db, owner=Owner(ORGANIZATION), job_id=job_id) is None
     checking.finish_check(db, must_claim(db), report(file_report()))
-    found = checking.find_job_report(db, organization_id=ORGANIZATION, job_id=job_id)
+    found = checking.find_job_report(db, owner=Owner(ORGANIZATION), job_id=job_id)
     assert found is not None
     assert found["training_file"] == file_report()
     with pytest.raises(NotFoundError):
-        checking.find_job_report(db, organization_id="org-other", job_id=job_id)
+        checking.find_job_report(db, owner=Owner("org-other"), job_id=job_id)
 
 
 def test_the_time_is_estimated_by_the_speed_of_earlier_jobs(db: Database, submit: Callable[..., str]) -> None:

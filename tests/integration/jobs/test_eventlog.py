@@ -15,6 +15,7 @@ from jobs import eventlog, lifecycle, reads, repository, series
 from jobs.db import Database
 from jobs.errors import LeaseLostError
 from jobs.models import Job
+from jobs.owner import Owner
 from lomo_core import events as engine
 
 from .conftest import ORGANIZATION, POLICY, claim, submit
@@ -68,7 +69,7 @@ def relative(path: str) -> str:
 
 def now(db: Database, job: Job) -> Job:
     """The job's row as it is by now."""
-    return reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id)
+    return reads.get_job(db, owner=Owner(ORGANIZATION), job_id=job.id)
 
 
 def test_a_batch_lands_everywhere_it_belongs(db: Database) -> None:
@@ -92,11 +93,11 @@ def test_a_batch_lands_everywhere_it_belongs(db: Database) -> None:
     columns = series.read_metrics(db, now(db, job), max_points=100)
     assert columns["step"] == [1, 2]
     assert columns["loss"] == [2.5, None]
-    row = reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id)
+    row = reads.get_job(db, owner=Owner(ORGANIZATION), job_id=job.id)
     assert (row.step, row.total_steps, row.loss, row.trained_tokens) == (2, 1000, None, 20)
     assert row.memory is not None
     assert row.memory["peak_bytes"] == 200
-    [checkpoint] = reads.list_checkpoints(db, organization_id=ORGANIZATION, job_id=job.id, limit=10).items
+    [checkpoint] = reads.list_checkpoints(db, owner=Owner(ORGANIZATION), job_id=job.id, limit=10).items
     assert checkpoint.path == "runs/j/step-2"
     [evaluation] = reads.list_evaluations(db, job_ids=[job.id])
     assert evaluation.choice_accuracy == 0.5
@@ -146,7 +147,7 @@ def test_a_rollback_is_told_and_takes_the_abandoned_checkpoints_with_it(db: Data
     )
     eventlog.ship(db, lease, second, attempt=1, relative=relative)
     assert [row.step for row in reads.resume_candidates(db, job_id=job.id)] == [1]
-    assert reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id).step == 3
+    assert reads.get_job(db, owner=Owner(ORGANIZATION), job_id=job.id).step == 3
     told = [
         (event.level, event.message)
         for event in reads.events_since(db, job_id=job.id, seq=0, limit=99)
@@ -196,7 +197,7 @@ def test_planned_and_measured_memory_are_told(db: Database) -> None:
     started = replace(STARTED, planned=planned)
     verdict = engine.MemoryVerdict(step=7, planned=planned, measured=MEMORY, ratio=512 / 530)
     eventlog.ship(db, lease, lines(started, verdict), attempt=1, relative=relative)
-    row = reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id)
+    row = reads.get_job(db, owner=Owner(ORGANIZATION), job_id=job.id)
     assert row.run is not None
     assert row.run["planned"] == asdict(planned)
     *_, told = reads.events_since(db, job_id=job.id, seq=0, limit=100)
@@ -225,14 +226,14 @@ def test_a_plan_is_not_taken_for_what_was_held(db: Database) -> None:
     job = submit(db)
     first = claim(db).lease
     eventlog.ship(db, first, lines(STARTED, step(1)), attempt=1, relative=relative)
-    measured = reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id).memory
+    measured = reads.get_job(db, owner=Owner(ORGANIZATION), job_id=job.id).memory
     assert measured is not None
     lifecycle.retry(db, first, reason="killed", policy=POLICY)
     second = claim(db).lease
     planned = replace(MEMORY, peak_bytes=7)
     failed = engine.Failed(code="out_of_memory", message="too much", memory=planned)
     eventlog.ship(db, second, lines(failed), attempt=2, relative=relative)
-    assert reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id).memory == measured
+    assert reads.get_job(db, owner=Owner(ORGANIZATION), job_id=job.id).memory == measured
 
 
 def test_what_was_held_is_the_jobs_memory_once_the_attempt_has_started(db: Database) -> None:
@@ -242,7 +243,7 @@ def test_what_was_held_is_the_jobs_memory_once_the_attempt_has_started(db: Datab
     failed = engine.Failed(code="out_of_memory", message="too much", memory=held)
     eventlog.ship(db, lease, lines(STARTED, step(1)), attempt=1, relative=relative)
     eventlog.ship(db, lease, lines(failed, first=2), attempt=1, relative=relative)
-    assert reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id).memory == asdict(held)
+    assert reads.get_job(db, owner=Owner(ORGANIZATION), job_id=job.id).memory == asdict(held)
 
 
 def test_shipping_again_is_harmless_and_a_hole_is_refused(db: Database) -> None:
@@ -296,10 +297,10 @@ def test_a_lost_lease_writes_nothing(db: Database) -> None:
     job = submit(db)
     lease = claim(db).lease
     lifecycle.release_dead(db, host="host", incarnation="2", policy=POLICY)
-    before = reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id).last_seq
+    before = reads.get_job(db, owner=Owner(ORGANIZATION), job_id=job.id).last_seq
     with pytest.raises(LeaseLostError):
         eventlog.ship(db, lease, lines(step(1)), attempt=1, relative=relative)
-    assert reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id).last_seq == before
+    assert reads.get_job(db, owner=Owner(ORGANIZATION), job_id=job.id).last_seq == before
 
 
 def test_only_the_newest_checkpoints_stay_published(db: Database) -> None:

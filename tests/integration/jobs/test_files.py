@@ -15,6 +15,7 @@ from jobs import file_check, files, lifecycle, reads, submission
 from jobs.db import Database
 from jobs.errors import InvalidRequestError, InvalidStateError, NotFoundError
 from jobs.models import File
+from jobs.owner import Owner
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec
 
@@ -36,7 +37,7 @@ def store(
         db,
         io.BytesIO(content),
         files_dir=folder / "files",
-        organization_id=ORGANIZATION,
+        owner=Owner(ORGANIZATION),
         filename=filename,
         purpose=purpose,
         expires_after_s=expires_after_s,
@@ -50,7 +51,7 @@ def test_a_good_file_is_kept_byte_for_byte(db: Database, tmp_path: Path) -> None
     assert (stored.num_bytes, stored.num_lines) == (len(content), 4)
     assert stored.sha256 == hashlib.sha256(content).hexdigest()
     assert stored.filename == "../../etc/passwd"
-    assert reads.get_file(db, organization_id=ORGANIZATION, file_id=stored.id).id == stored.id
+    assert reads.get_file(db, owner=Owner(ORGANIZATION), file_id=stored.id).id == stored.id
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_a_bad_file_is_refused_with_its_line_and_leaves_nothing(
     with pytest.raises(InvalidRequestError, match=said):
         store(db, content, tmp_path)
     assert os.listdir(tmp_path / "files") == []  # noqa: PTH208 - hidden files count too
-    assert reads.list_files(db, organization_id=ORGANIZATION, limit=10).items == []
+    assert reads.list_files(db, owner=Owner(ORGANIZATION), limit=10).items == []
 
 
 def test_an_array_of_rows_is_kept_and_counted(db: Database, tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_another_purpose_may_hold_any_bytes(db: Database, tmp_path: Path) -> Non
 def test_a_file_that_a_job_needs_stays(db: Database, tmp_path: Path) -> None:
     stored = store(db, ROW, tmp_path)
     spec = JobSpec(model="m", training_file=stored.id, seed=1)
-    submission.submit(db, planned=PlannedJob(spec=spec), organization_id=ORGANIZATION, api_key_id=None, metadata={})
+    submission.submit(db, planned=PlannedJob(spec=spec), owner=Owner(ORGANIZATION), api_key_id=None, metadata={})
     with pytest.raises(InvalidStateError, match="cancel the job first"):
         files.delete_file(db, stored, data_dir=tmp_path)
     lifecycle.succeed(db, claim(db).lease, model_path="m", weights_sha256="w", trained_tokens=1)
@@ -135,13 +136,13 @@ def test_a_file_that_a_job_needs_stays(db: Database, tmp_path: Path) -> None:
 
 def test_pages_follow_each_other(db: Database, tmp_path: Path) -> None:
     ids = [store(db, ROW, tmp_path).id for _ in range(5)]
-    first = reads.list_files(db, organization_id=ORGANIZATION, limit=2)
+    first = reads.list_files(db, owner=Owner(ORGANIZATION), limit=2)
     assert [file.id for file in first.items] == ids[:-3:-1]
     assert first.has_more
-    rest = reads.list_files(db, organization_id=ORGANIZATION, limit=3, after=first.items[-1].id)
+    rest = reads.list_files(db, owner=Owner(ORGANIZATION), limit=3, after=first.items[-1].id)
     assert [file.id for file in rest.items] == ids[2::-1]
     assert not rest.has_more
-    oldest = reads.list_files(db, organization_id=ORGANIZATION, limit=1, ascending=True)
+    oldest = reads.list_files(db, owner=Owner(ORGANIZATION), limit=1, ascending=True)
     assert [file.id for file in oldest.items] == ids[:1]
 
 
@@ -152,8 +153,8 @@ def test_an_expired_file_is_gone_at_once_and_its_bytes_by_the_next_sweep(db: Dat
     assert files.sweep_expired(db, data_dir=tmp_path) == []
     expire(db, other)
     with pytest.raises(NotFoundError, match=f"No such file: {other.id}"):
-        reads.get_file(db, organization_id=ORGANIZATION, file_id=other.id)
-    assert [file.id for file in reads.list_files(db, organization_id=ORGANIZATION, limit=9).items] == [lasting.id]
+        reads.get_file(db, owner=Owner(ORGANIZATION), file_id=other.id)
+    assert [file.id for file in reads.list_files(db, owner=Owner(ORGANIZATION), limit=9).items] == [lasting.id]
     assert files.sweep_expired(db, data_dir=tmp_path) == [other.id]
     assert files.sweep_expired(db, data_dir=tmp_path) == []
     assert [path.name for path in (tmp_path / "files").iterdir()] == [lasting.id]
@@ -164,9 +165,7 @@ def test_an_expired_file_stays_for_the_job_that_needs_it(db: Database, tmp_path:
     file = store(db, ROW, tmp_path, expires_after_s=3600)
     spec = JobSpec.model_validate({"model": "m", "training_file": "file-1", "seed": 1, param: file.id})
     for organization_id in (ORGANIZATION, "org-other"):
-        submission.submit(
-            db, planned=PlannedJob(spec=spec), organization_id=organization_id, api_key_id=None, metadata={}
-        )
+        submission.submit(db, planned=PlannedJob(spec=spec), owner=Owner(organization_id), api_key_id=None, metadata={})
     expire(db, file)
     assert files.sweep_expired(db, data_dir=tmp_path) == []
     assert (tmp_path / "files" / file.id).read_bytes() == ROW

@@ -24,6 +24,7 @@ from jobs import eventlog, lifecycle, reads
 from jobs.db import Database
 from jobs.errors import InvalidStateError, LeaseLostError
 from jobs.lifecycle import Claim, JobFailure
+from jobs.owner import Owner
 from lomo_core.events import JournalLine, Message
 
 from .conftest import LEASE_S, ORGANIZATION, POLICY, register, submit
@@ -122,7 +123,7 @@ class LeaseMachine(RuleBasedStateMachine):
     def pause(self, job_id: str) -> None:
         before = self.status(job_id)
         try:
-            lifecycle.request_pause(self.db, organization_id=ORGANIZATION, job_id=job_id)
+            lifecycle.request_pause(self.db, owner=Owner(ORGANIZATION), job_id=job_id)
         except InvalidStateError:
             assert before in {"paused", *TERMINAL} or job_id in self.cancelled
         else:
@@ -134,7 +135,7 @@ class LeaseMachine(RuleBasedStateMachine):
     def resume(self, job_id: str) -> None:
         before = self.status(job_id)
         try:
-            lifecycle.resume(self.db, organization_id=ORGANIZATION, job_id=job_id)
+            lifecycle.resume(self.db, owner=Owner(ORGANIZATION), job_id=job_id)
         except InvalidStateError:
             assert before != "paused"
             assert job_id not in self.pausing
@@ -143,12 +144,12 @@ class LeaseMachine(RuleBasedStateMachine):
             self.pausing.discard(job_id)
 
     def status(self, job_id: str) -> str:
-        return reads.get_job(self.db, organization_id=ORGANIZATION, job_id=job_id).status
+        return reads.get_job(self.db, owner=Owner(ORGANIZATION), job_id=job_id).status
 
     @rule(job_id=jobs)
     def cancel(self, job_id: str) -> None:
         try:
-            lifecycle.request_cancel(self.db, organization_id=ORGANIZATION, job_id=job_id)
+            lifecycle.request_cancel(self.db, owner=Owner(ORGANIZATION), job_id=job_id)
         except InvalidStateError:
             assert job_id in self.ended
         else:
@@ -204,7 +205,7 @@ class LeaseMachine(RuleBasedStateMachine):
             lifecycle.release(self.db, claimed.lease, reason="stopping")
         for job_id in self.accepted:
             if self.status(job_id) == "paused":
-                lifecycle.resume(self.db, organization_id=ORGANIZATION, job_id=job_id)
+                lifecycle.resume(self.db, owner=Owner(ORGANIZATION), job_id=job_id)
         self.advance(3600)
         while (claimed := lifecycle.claim(self.db, owner="Z/1", lease_s=LEASE_S)) is not None:
             lifecycle.succeed(self.db, claimed.lease, model_path="m", weights_sha256="w", trained_tokens=1)

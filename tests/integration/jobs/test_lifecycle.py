@@ -12,13 +12,14 @@ from jobs.db import Database
 from jobs.errors import InvalidStateError, LeaseLostError, NotFoundError
 from jobs.lifecycle import JobFailure
 from jobs.models import Job
+from jobs.owner import Owner
 from jobs.status import JobStatus
 
 from .conftest import LEASE_S, ORGANIZATION, POLICY, claim, submit
 
 
 def get(db: Database, job_id: str) -> Job:
-    return reads.get_job(db, organization_id=ORGANIZATION, job_id=job_id)
+    return reads.get_job(db, owner=Owner(ORGANIZATION), job_id=job_id)
 
 
 def statuses(db: Database, job_id: str) -> list[str]:
@@ -57,9 +58,9 @@ def test_a_job_runs_to_success(db: Database) -> None:
     assert done.finished_at is not None
     assert done.lease_token is None
     assert statuses(db, job.id) == ["queued", "running", "succeeded"]
-    model = reads.find_model(db, organization_id=ORGANIZATION, model_id=name)
+    model = reads.find_model(db, owner=Owner(ORGANIZATION), model_id=name)
     assert model is not None
-    assert reads.find_model(db, organization_id="org-other", model_id=name) is None
+    assert reads.find_model(db, owner=Owner("org-other"), model_id=name) is None
 
 
 def test_claims_go_by_priority_then_fairness_then_age(db: Database) -> None:
@@ -160,20 +161,20 @@ def test_a_released_job_counts_no_failure(db: Database) -> None:
 
 def test_cancelling_a_queued_job_ends_it_at_once(db: Database) -> None:
     job = submit(db)
-    assert lifecycle.request_cancel(db, organization_id=ORGANIZATION, job_id=job.id).status == "cancelled"
+    assert lifecycle.request_cancel(db, owner=Owner(ORGANIZATION), job_id=job.id).status == "cancelled"
     assert lifecycle.claim(db, owner="host/1", lease_s=LEASE_S) is None
     with pytest.raises(InvalidStateError, match="already been cancelled"):
-        lifecycle.request_cancel(db, organization_id=ORGANIZATION, job_id=job.id)
+        lifecycle.request_cancel(db, owner=Owner(ORGANIZATION), job_id=job.id)
 
 
 @pytest.mark.parametrize("ending", ["cancelled", "released", "lost", "retried", "succeeded"])
 def test_a_running_job_that_was_asked_to_cancel_never_runs_again(db: Database, ending: str) -> None:
     job = submit(db)
     lease = claim(db).lease
-    asked = lifecycle.request_cancel(db, organization_id=ORGANIZATION, job_id=job.id)
+    asked = lifecycle.request_cancel(db, owner=Owner(ORGANIZATION), job_id=job.id)
     assert asked.status == "running"
     assert lifecycle.renew(db, lease, lease_s=LEASE_S).cancel
-    lifecycle.request_cancel(db, organization_id=ORGANIZATION, job_id=job.id)  # twice is harmless
+    lifecycle.request_cancel(db, owner=Owner(ORGANIZATION), job_id=job.id)  # twice is harmless
     match ending:
         case "cancelled":
             lifecycle.cancelled(db, lease)
@@ -194,9 +195,9 @@ def test_a_running_job_that_was_asked_to_cancel_never_runs_again(db: Database, e
 def test_a_foreign_job_is_absent(db: Database) -> None:
     job = submit(db)
     with pytest.raises(NotFoundError):
-        lifecycle.request_cancel(db, organization_id="org-other", job_id=job.id)
+        lifecycle.request_cancel(db, owner=Owner("org-other"), job_id=job.id)
     with pytest.raises(NotFoundError):
-        reads.get_job(db, organization_id="org-other", job_id=job.id)
+        reads.get_job(db, owner=Owner("org-other"), job_id=job.id)
 
 
 def test_a_restarted_worker_gives_back_what_its_earlier_self_held(db: Database) -> None:

@@ -12,12 +12,13 @@ from jobs.db import Database
 from jobs.errors import InvalidStateError, LeaseLostError, NotFoundError
 from jobs.lifecycle import JobFailure, RetryPolicy
 from jobs.models import Job
+from jobs.owner import Owner
 
 from .conftest import LEASE_S, ORGANIZATION, POLICY, claim, submit
 
 
 def get(db: Database, job_id: str) -> Job:
-    return reads.get_job(db, organization_id=ORGANIZATION, job_id=job_id)
+    return reads.get_job(db, owner=Owner(ORGANIZATION), job_id=job_id)
 
 
 def statuses(db: Database, job_id: str) -> list[str]:
@@ -29,11 +30,11 @@ def messages(db: Database, job_id: str) -> list[str]:
 
 
 def pause(db: Database, job_id: str) -> Job:
-    return lifecycle.request_pause(db, organization_id=ORGANIZATION, job_id=job_id)
+    return lifecycle.request_pause(db, owner=Owner(ORGANIZATION), job_id=job_id)
 
 
 def resume(db: Database, job_id: str) -> Job:
-    return lifecycle.resume(db, organization_id=ORGANIZATION, job_id=job_id)
+    return lifecycle.resume(db, owner=Owner(ORGANIZATION), job_id=job_id)
 
 
 def test_a_queued_job_is_paused_at_once_and_nobody_claims_it(db: Database) -> None:
@@ -81,7 +82,7 @@ def test_a_pause_is_taken_back_before_and_after_the_engine_has_stopped(db: Datab
 def test_a_paused_job_can_be_cancelled(db: Database) -> None:
     job = submit(db)
     pause(db, job.id)
-    assert lifecycle.request_cancel(db, organization_id=ORGANIZATION, job_id=job.id).status == "cancelled"
+    assert lifecycle.request_cancel(db, owner=Owner(ORGANIZATION), job_id=job.id).status == "cancelled"
     with pytest.raises(InvalidStateError, match="already been cancelled: only a paused job"):
         resume(db, job.id)
 
@@ -114,7 +115,7 @@ def test_paused_twice_and_resumed_while_it_runs_are_refused(db: Database) -> Non
     claim(db)
     with pytest.raises(InvalidStateError, match="is running: only a paused job"):
         resume(db, job.id)
-    lifecycle.request_cancel(db, organization_id=ORGANIZATION, job_id=job.id)
+    lifecycle.request_cancel(db, owner=Owner(ORGANIZATION), job_id=job.id)
     with pytest.raises(InvalidStateError, match="is being cancelled"):
         pause(db, job.id)
 
@@ -123,7 +124,7 @@ def test_another_organizations_job_is_absent(db: Database) -> None:
     job = submit(db)
     for change in (lifecycle.request_pause, lifecycle.resume):
         with pytest.raises(NotFoundError):
-            change(db, organization_id="org-other", job_id=job.id)
+            change(db, owner=Owner("org-other"), job_id=job.id)
 
 
 def test_success_wins_over_a_pause(db: Database) -> None:
@@ -139,7 +140,7 @@ def test_a_cancel_wins_over_a_pause_that_was_asked_for_before(db: Database) -> N
     job = submit(db)
     lease = claim(db).lease
     pause(db, job.id)
-    lifecycle.request_cancel(db, organization_id=ORGANIZATION, job_id=job.id)
+    lifecycle.request_cancel(db, owner=Owner(ORGANIZATION), job_id=job.id)
     assert lifecycle.paused(db, lease) == "cancelled"
 
 
@@ -179,7 +180,7 @@ def test_pause_and_cancel_at_once_end_in_a_cancel(db: Database) -> None:
         job_id = job_ids[number // 2]
         change = (lifecycle.request_pause, lifecycle.request_cancel)[number % 2]
         try:
-            change(db, organization_id=ORGANIZATION, job_id=job_id)
+            change(db, owner=Owner(ORGANIZATION), job_id=job_id)
         except InvalidStateError:
             assert number % 2 == 0, "a cancel was refused"
 

@@ -9,6 +9,7 @@ from sqlalchemy import text
 from jobs import host_registry, lifecycle, reads, submission
 from jobs.db import Database
 from jobs.lifecycle import Lease
+from jobs.owner import Owner
 from jobs.planning import PlannedJob
 
 from .conftest import LEASE_S, POLICY, register, submit
@@ -45,11 +46,11 @@ def test_plan_and_peak_are_stored_with_the_job(db: Database) -> None:
         planned=PlannedJob(
             spec=lifecycle.JobSpec.model_validate(spec), plan={"memory": {"peak_bytes": 3}}, planned_bytes=5
         ),
-        organization_id="o",
+        owner=Owner("o"),
         api_key_id=None,
         metadata={},
     )
-    stored = reads.get_job(db, organization_id="o", job_id=job.id)
+    stored = reads.get_job(db, owner=Owner("o"), job_id=job.id)
     assert (stored.plan, stored.planned_bytes) == ({"memory": {"peak_bytes": 3}}, 5)
 
 
@@ -130,7 +131,7 @@ def test_small_jobs_do_not_keep_a_large_one_waiting_for_ever(db: Database) -> No
     finish(db, found[1])
     assert take_id(db) == large.id
     assert take(db) is None
-    statuses = [reads.get_job(db, organization_id=job.organization_id, job_id=job.id).status for job in stream]
+    statuses = [reads.get_job(db, owner=Owner(job.organization_id), job_id=job.id).status for job in stream]
     assert statuses == ["queued"] * 4
 
 
@@ -214,7 +215,7 @@ def test_what_a_run_takes_beside_its_plan_counts_for_every_run(db: Database) -> 
     assert taken == [half.id, unplanned.id, None]
     assert reads.list_hosts(db)[1].free_bytes == 5
     assert take_id(db, "card") == whole.id
-    lifecycle.request_cancel(db, organization_id=other.organization_id, job_id=other.id)
+    lifecycle.request_cancel(db, owner=Owner(other.organization_id), job_id=other.id)
     assert take_id(db, "cpu") == small.id
     assert reads.list_hosts(db)[1].free_bytes == 0
 

@@ -12,17 +12,17 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from jobs import files, lifecycle, organizations, quotas, submission, uploads
+from jobs import files, lifecycle, organizations, quotas, uploads
 from jobs.db import Database
 from jobs.errors import QuotaError
 from jobs.models import Checkpoint, Job, TunedModel
+from jobs.owner import Owner
 from jobs.placement import lock_next_job
-from jobs.planning import PlannedJob
 from jobs.quotas import Usage
 from jobs.settings import JobsSettings
 
 from ...conftest import WaitUntil
-from .conftest import LEASE_S, claim, make_spec, submit
+from .conftest import LEASE_S, claim, submit
 
 ROW = b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
 FREE = "org-without-quotas"
@@ -47,7 +47,7 @@ def store(db: Database, organization_id: str, folder: Path, content: bytes = ROW
         db,
         BytesIO(content),
         files_dir=folder / "files",
-        organization_id=organization_id,
+        owner=Owner(organization_id),
         filename="x",
         purpose="user_data",
     )
@@ -96,7 +96,8 @@ def test_of_two_submissions_at_the_edge_one_passes(
 
     def first(session: Session) -> None:
         quotas.check_submission(session, organization_id=team, priority=0)
-        session.add(Job(id="ftjob-first", organization_id=team, status="queued", spec={}))
+        project_id = organizations.default_project_id(session, team)
+        session.add(Job(id="ftjob-first", organization_id=team, project_id=project_id, status="queued", spec={}))
         session.flush()
         # Nobody else's submission waits for it: with a lock it would fail after 2 s.
         submit(db, organization_id=other)
@@ -209,7 +210,7 @@ def test_stored_bytes(db: Database, organization: Callable[..., str], tmp_path: 
     settings = JobsSettings(database_url=db.url, broker_url="redis://", data_dir=tmp_path)
     team = organization(max_stored_bytes=1000)
     store(db, team, tmp_path, b"x" * 100)
-    upload = uploads.create(db, organization_id=team, filename="x", purpose="user_data", num_bytes=200)
+    upload = uploads.create(db, owner=Owner(team), filename="x", purpose="user_data", num_bytes=200)
     submit(db, organization_id=team)
     lease = claim(db).lease
     folder = tmp_path / "runs" / "model"
@@ -232,9 +233,9 @@ def test_stored_bytes(db: Database, organization: Callable[..., str], tmp_path: 
         store(db, team, tmp_path, b"x" * 51)
     assert sorted(path.name for path in (tmp_path / "files").iterdir()) == before, "nothing is left of a refused file"
     with pytest.raises(QuotaError, match=message):
-        uploads.create(db, organization_id=team, filename="x", purpose="user_data", num_bytes=51)
+        uploads.create(db, owner=Owner(team), filename="x", purpose="user_data", num_bytes=51)
     store(db, team, tmp_path, b"x" * 50)
-    uploads.cancel(db, settings, organization_id=team, upload_id=upload.id)
+    uploads.cancel(db, settings, owner=Owner(team), upload_id=upload.id)
     store(db, team, tmp_path, b"x" * 200)
     with pytest.raises(QuotaError):
         store(db, team, tmp_path, b"x")
@@ -245,13 +246,13 @@ def test_an_upload_is_counted_once_when_it_becomes_a_file(
 ) -> None:
     settings = JobsSettings(database_url=db.url, broker_url="redis://", data_dir=tmp_path)
     team = organization(max_stored_bytes=len(ROW))
-    upload = uploads.create(db, organization_id=team, filename="x", purpose="fine-tune", num_bytes=len(ROW))
-    part = uploads.open_part(db, settings, organization_id=team, upload_id=upload.id)
+    upload = uploads.create(db, owner=Owner(team), filename="x", purpose="fine-tune", num_bytes=len(ROW))
+    part = uploads.open_part(db, settings, owner=Owner(team), upload_id=upload.id)
     part.write(ROW)
     part_id = uploads.add_part(db, part).id
     part.discard()
     completion = uploads.Completion([part_id])
-    uploads.complete(db, settings, organization_id=team, upload_id=upload.id, completion=completion)
+    uploads.complete(db, settings, owner=Owner(team), upload_id=upload.id, completion=completion)
     assert use(db, team, tmp_path).stored.total == len(ROW)
 
 
@@ -264,8 +265,8 @@ def test_of_two_files_at_the_edge_one_passes(
         quotas.check_storage(session, organization_id=team, num_bytes=60)
         session.execute(
             text(
-                "INSERT INTO files (id, organization_id, filename, purpose, num_bytes, sha256)"
-                " VALUES ('file-1', :team, 'x', 'user_data', 60, '')"
+                "INSERT INTO files (id, organization_id, project_id, filename, purpose, num_bytes, sha256)"
+                " SELECT 'file-1', :team, id, 'x', 'user_data', 60, '' FROM projects WHERE organization_id = :team"
             ),
             {"team": team},
         )
@@ -273,19 +274,3 @@ def test_of_two_files_at_the_edge_one_passes(
 
     second = race(db, wait_until, first, lambda: store(db, team, tmp_path, b"x" * 60))
     assert isinstance(second.exception(), QuotaError)
-
-
-def test_a_job_carries_the_project_of_its_key(db: Database) -> None:
-    with db.transaction() as session:
-        project_id = organizations.ensure_organization(session, "org-a")
-        session.execute(
-            text(
-                "INSERT INTO api_keys (id, organization_id, project_id, name, scopes, secret_sha256)"
-                " VALUES ('0123456789ab', 'org-a', :project_id, 'x', '{}', '')"
-            ),
-            {"project_id": project_id},
-        )
-    job = submission.submit(
-        db, planned=PlannedJob(spec=make_spec()), organization_id="org-a", api_key_id="0123456789ab", metadata={}
-    )
-    assert job.project_id == project_id

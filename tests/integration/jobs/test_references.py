@@ -9,6 +9,7 @@ from pathlib import Path
 from jobs import reads
 from jobs.async_reads import AsyncReads
 from jobs.db import Database
+from jobs.owner import Owner
 from jobs.references import References, ReferredFile, read_references
 from tests.integration.jobs.conftest import ORGANIZATION, register
 from tests.integration.jobs.test_files import ROW, expire, store
@@ -19,7 +20,7 @@ def read(url: str, file_ids: Sequence[str], *, organization_id: str = ORGANIZATI
         db = AsyncReads(url)
         await db.open()
         try:
-            return await read_references(db, organization_id=organization_id, file_ids=file_ids)
+            return await read_references(db, owner=Owner(organization_id), file_ids=file_ids)
         finally:
             await db.close()
 

@@ -7,6 +7,7 @@ import pytest
 from jobs import lifecycle, runlog
 from jobs.db import Database
 from jobs.errors import LeaseLostError, NotFoundError
+from jobs.owner import Owner
 from jobs.repository import Lease
 
 from .conftest import ORGANIZATION, POLICY, claim, submit
@@ -49,12 +50,12 @@ def test_the_newest_lines_are_kept_with_their_numbers(db: Database, monkeypatch:
 def test_pages_are_newest_first(db: Database) -> None:
     job = submit(db)
     ship(db, claim(db).lease, *"abcde", first_byte=0)
-    page = runlog.list_lines(db, organization_id=ORGANIZATION, job_id=job.id, limit=2)
+    page = runlog.list_lines(db, owner=Owner(ORGANIZATION), job_id=job.id, limit=2)
     assert ([line.text for line in page.items], page.has_more) == (["e", "d"], True)
-    rest = runlog.list_lines(db, organization_id=ORGANIZATION, job_id=job.id, limit=3, before=4)
+    rest = runlog.list_lines(db, owner=Owner(ORGANIZATION), job_id=job.id, limit=3, before=4)
     assert ([line.text for line in rest.items], rest.has_more) == (["c", "b", "a"], False)
     with pytest.raises(NotFoundError):
-        runlog.list_lines(db, organization_id="org-other", job_id=job.id, limit=2)
+        runlog.list_lines(db, owner=Owner("org-other"), job_id=job.id, limit=2)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from jobs import eventlog, lifecycle, migrate, reads, series
 from jobs.db import Database
 from jobs.lifecycle import Claim
 from jobs.models import Job
+from jobs.owner import Owner
 
 from .conftest import ORGANIZATION, POLICY, claim, submit
 from .test_eventlog import lines, step
@@ -27,7 +28,7 @@ def ship(db: Database, held: Claim, steps: range, *, first_line: int = 0, batch:
 
 
 def job_now(db: Database, job: Job) -> Job:
-    return reads.get_job(db, organization_id=ORGANIZATION, job_id=job.id)
+    return reads.get_job(db, owner=Owner(ORGANIZATION), job_id=job.id)
 
 
 def by_hand(losses: dict[int, float], *, first: int, last: int, points: int) -> list[tuple[int, float, float]]:

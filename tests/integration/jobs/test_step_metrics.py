@@ -14,6 +14,7 @@ from jobs import files, job_details, lifecycle, reads, step_metrics
 from jobs.db import Database
 from jobs.errors import LeaseLostError
 from jobs.lifecycle import Claim
+from jobs.owner import Owner
 from jobs.step_metrics import COLUMNS, ResultFile
 
 from .conftest import ORGANIZATION, POLICY, claim, submit
@@ -116,9 +117,9 @@ def test_it_is_a_file_of_the_organization_and_of_the_job(db: Database, claimed: 
     job_id = claimed.lease.job_id
     train(db, job_id, num_steps=3)
     result = write(db, job_id, tmp_path)
-    assert reads.list_files(db, organization_id=ORGANIZATION, limit=10).items == []
+    assert reads.list_files(db, owner=Owner(ORGANIZATION), limit=10).items == []
     succeed(db, claimed, result)
-    [file] = reads.list_files(db, organization_id=ORGANIZATION, limit=10, purpose="fine-tune-results").items
+    [file] = reads.list_files(db, owner=Owner(ORGANIZATION), limit=10, purpose="fine-tune-results").items
     assert (file.filename, file.num_bytes, file.sha256) == ("step_metrics.csv", result.num_bytes, result.sha256)
     other = submit(db).id
     details = job_details.read_details(db, job_ids=[other, job_id])
@@ -135,4 +136,4 @@ def test_who_has_lost_the_lease_publishes_nothing(db: Database, claimed: Claim, 
     lifecycle.retry(db, claimed.lease, reason="lost", policy=POLICY)
     with pytest.raises(LeaseLostError):
         succeed(db, claimed, result)
-    assert reads.list_files(db, organization_id=ORGANIZATION, limit=10).items == []
+    assert reads.list_files(db, owner=Owner(ORGANIZATION), limit=10).items == []

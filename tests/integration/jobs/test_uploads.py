@@ -16,6 +16,7 @@ from jobs import files, reads, uploads
 from jobs.db import Database
 from jobs.errors import BusyError, InvalidRequestError, InvalidStateError, NotFoundError
 from jobs.models import File, Upload, UploadPart
+from jobs.owner import Owner
 from jobs.settings import JobsSettings
 from jobs.uploads import Completion
 
@@ -34,7 +35,7 @@ class Uploader:
     def create(self, num_bytes: int, *, purpose: str = "fine-tune", expires_after_s: int | None = None) -> Upload:
         return uploads.create(
             self.db,
-            organization_id=ORGANIZATION,
+            owner=Owner(ORGANIZATION),
             filename="a.jsonl",
             purpose=purpose,
             num_bytes=num_bytes,
@@ -42,7 +43,7 @@ class Uploader:
         )
 
     def open(self, upload: Upload) -> uploads.IncomingPart:
-        return uploads.open_part(self.db, self.settings, organization_id=ORGANIZATION, upload_id=upload.id)
+        return uploads.open_part(self.db, self.settings, owner=Owner(ORGANIZATION), upload_id=upload.id)
 
     def add(self, upload: Upload, content: bytes) -> UploadPart:
         incoming = self.open(upload)
@@ -55,12 +56,12 @@ class Uploader:
     def complete(self, upload: Upload, *parts: UploadPart, md5: str | None = None) -> File:
         completion = Completion([part.id for part in parts], md5)
         _, file = uploads.complete(
-            self.db, self.settings, organization_id=ORGANIZATION, upload_id=upload.id, completion=completion
+            self.db, self.settings, owner=Owner(ORGANIZATION), upload_id=upload.id, completion=completion
         )
         return file
 
     def cancel(self, upload: Upload) -> Upload:
-        return uploads.cancel(self.db, self.settings, organization_id=ORGANIZATION, upload_id=upload.id)
+        return uploads.cancel(self.db, self.settings, owner=Owner(ORGANIZATION), upload_id=upload.id)
 
     def sweep(self) -> list[str]:
         return uploads.sweep(self.db, self.settings)
@@ -103,7 +104,7 @@ def test_parts_become_one_checked_file(uploader: Uploader) -> None:
     assert (uploader.settings.files_dir / file.id).read_bytes() == content
     assert (file.num_bytes, file.num_lines) == (len(content), 5)
     assert file.sha256 == hashlib.sha256(content).hexdigest()
-    assert reads.get_file(uploader.db, organization_id=ORGANIZATION, file_id=file.id).filename == "a.jsonl"
+    assert reads.get_file(uploader.db, owner=Owner(ORGANIZATION), file_id=file.id).filename == "a.jsonl"
     assert (uploader.status(upload), uploader.num_parts) == ("completed", 0)
     assert (uploader.names("uploads"), uploader.names("files")) == ([], [file.id])
 

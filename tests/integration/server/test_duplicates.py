@@ -111,7 +111,7 @@ def test_a_request_that_was_refused_leaves_its_key_free(site: Site, body: dict[s
     assert made(site) == [first]
 
 
-def test_a_key_is_its_organizations(site: Site, body: dict[str, Any]) -> None:
+def test_a_key_is_its_projects(site: Site, body: dict[str, Any]) -> None:
     first = job_id(create(site, body, key="a"))
     colleague = keys.create_key(site.db, name="colleague")
     assert job_id(create(site, body, key="a", token=colleague), replayed=True) == first

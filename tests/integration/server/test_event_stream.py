@@ -14,6 +14,7 @@ from sqlalchemy import text
 from jobs import key_admin, lifecycle, reads
 from jobs.key_admin import KeyPlace
 from jobs.keys import Principal
+from jobs.owner import Owner
 from local.postgres import Postgres
 from server import feeds, sse
 from server import hub as hub_module
@@ -152,8 +153,8 @@ def test_a_client_that_lags_reads_on_from_the_database(site: Site, monkeypatch: 
     monkeypatch.setattr(hub_module, "_QUEUE_BATCHES", 4)
     run = site.run()
     services = site.server.services
-    job = reads.get_job(site.db, organization_id="org-local", job_id=run.job_id)
-    watcher = sse.Watcher(Principal("org-local", "0" * 12, "test"), lambda: True)
+    job = reads.get_job(site.db, owner=Owner("org-local"), job_id=run.job_id)
+    watcher = sse.Watcher(Principal("org-local", "0" * 12, "test", "proj_test"), lambda: True)
     assert services.hub._listener is not None
     loop = services.hub._listener.get_loop()
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from jobs import keys, submission
+from jobs.owner import Owner
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec
 from server import hub, sse
@@ -82,7 +83,7 @@ def test_other_organizations_are_not_seen(site: Site) -> None:
     site.submit()
     spec = JobSpec(model="tiny", training_file="file-1", seed=1)
     planned = PlannedJob(spec=spec)
-    own = submission.submit(site.db, planned=planned, organization_id="org-foreign", api_key_id=None, metadata={})
+    own = submission.submit(site.db, planned=planned, owner=Owner("org-foreign"), api_key_id=None, metadata={})
     follower.wait_for(lambda: len(follower.frames) > 1, "the own job")
     assert {frame.body["id"] for frame in follower.frames[1:]} == {own.id}
 
@@ -139,8 +140,8 @@ def test_a_change_during_the_read_of_a_job_is_sent(site: Site, monkeypatch: pyte
         step = next(steps, None)
         if step is not None:
             run.step(step)
-            heard = site.server.services.hub._jobs["org-local"].wake
-            wait_until_true(heard.is_set, 10.0, "the notification of the step")
+            [topic] = site.server.services.hub._jobs.values()
+            wait_until_true(topic.wake.is_set, 10.0, "the notification of the step")
         return described
 
     monkeypatch.setattr("server.hub.describe_jobs", read_and_change)

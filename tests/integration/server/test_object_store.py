@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from jobs import files, loose_objects, organizations, reads
+from jobs.owner import Owner
 from server.settings import ServerSettings
 from tests.support.tiny_model import make_tiny_model
 
@@ -171,7 +172,7 @@ def test_files_from_before_the_setting_stay_where_they_are(
 
 
 def test_a_local_copy_is_there_for_the_block_alone(site: Site) -> None:
-    file = reads.get_file(site.db, organization_id="org-local", file_id=site.upload())
+    file = reads.get_file(site.db, owner=Owner("org-local"), file_id=site.upload())
     with files.local_copy(file, data_dir=site.settings.data_dir) as path:
         assert path.read_bytes() == TRAIN_ROW
         assert not path.is_relative_to(site.settings.data_dir)

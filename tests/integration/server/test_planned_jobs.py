@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from jobs import reads
+from jobs.owner import Owner
 
 from .conftest import MODEL, MODEL_CONFIG, Site, make_model, register_host
 
@@ -108,7 +109,7 @@ def test_auto_chooses_what_fits_and_records_it(site: Site) -> None:
     assert lomo["memory"]["planned_peak_bytes"] == at_2
     said = queued_message(site, job["id"])
     assert "batch_size 2, activation_checkpointing true, devices 1, offload none" in said
-    stored = reads.get_job(site.db, organization_id=job["organization_id"], job_id=job["id"]).spec
+    stored = reads.get_job(site.db, owner=Owner(job["organization_id"]), job_id=job["id"]).spec
     assert (stored["batch_size"], stored["lomo"]["activation_checkpointing"]) == (2, True)
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import text, update
 from jobs import host_registry, keys, queue_order, submission
 from jobs.host_registry import HostReport
 from jobs.models import Job
+from jobs.owner import Owner
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec, LomoOptions
 
@@ -37,7 +38,7 @@ def submit(
 ) -> str:
     spec = JobSpec(model="tiny", training_file="file-1", seed=1, lomo=LomoOptions(priority=priority))
     planned = PlannedJob(spec=spec, planned_bytes=planned_bytes)
-    job = submission.submit(site.db, planned=planned, organization_id=organization_id, api_key_id=None, metadata={})
+    job = submission.submit(site.db, planned=planned, owner=Owner(organization_id), api_key_id=None, metadata={})
     return job.id
 
 

@@ -19,6 +19,7 @@ from sqlalchemy import update
 from jobs import keys, reads, submission
 from jobs.keys import DEFAULT_ORGANIZATION
 from jobs.models import TunedModel
+from jobs.owner import Owner
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec
 from jobs.tuned_models import ModelArchive
@@ -166,7 +167,7 @@ def test_a_model_that_a_job_starts_from_stays(site: Site) -> None:
     second = submission.submit(
         site.db,
         planned=PlannedJob(spec=JobSpec(model=name, training_file=site.upload(), seed=1), planned_bytes=None),
-        organization_id=DEFAULT_ORGANIZATION,
+        owner=Owner(DEFAULT_ORGANIZATION),
         api_key_id=None,
         metadata={},
     ).id
@@ -198,4 +199,4 @@ def test_a_path_that_leads_elsewhere_is_not_followed(site: Site, path: str) -> N
 def test_a_name_is_not_a_path(site: Site, name: str) -> None:
     assert site.client().delete(f"/v1/models/{name}").status_code in (403, 404)
     assert site.client().get(f"/v1/models/{name}/export").status_code in (403, 404)
-    assert reads.list_models(site.db, organization_id=DEFAULT_ORGANIZATION) == []
+    assert reads.list_models(site.db, owner=Owner(DEFAULT_ORGANIZATION)) == []

@@ -20,7 +20,9 @@ async def ask(broker_url: str, number: int) -> list[chat.Event]:
     """The events of one answer."""
     client = ChatClient(broker_url)
     turn = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "temperature": 0}
-    request = chat.ChatRequest(id=f"chatcmpl-{number}", organization_id=ORGANIZATION, model="tiny", turn=turn)
+    request = chat.ChatRequest(
+        id=f"chatcmpl-{number}", organization_id=ORGANIZATION, project_id=None, model="tiny", turn=turn
+    )
     try:
         return [event async for event in client.ask(request)]
     finally:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from jobs import checking, files, lifecycle, submission
+from jobs.owner import Owner
 from jobs.planning import PlannedJob
 from jobs.spec import JobSpec
 from jobs.status import JobStatus
@@ -72,7 +73,7 @@ def submit(bench: Any, content: bytes, *, validation: bytes | None = None, **opt
     return submission.submit(
         bench.db,
         planned=PlannedJob(spec=spec, check_files=True),
-        organization_id=ORGANIZATION,
+        owner=Owner(ORGANIZATION),
         api_key_id=None,
         metadata={},
     ).id
@@ -98,7 +99,7 @@ def test_good_files_are_measured_and_the_job_is_queued(
     assert checker.check_next()
     assert bench.job(job_id).status == JobStatus.QUEUED
     assert bench.rings == [None]
-    report = checking.find_job_report(bench.db, organization_id=ORGANIZATION, job_id=job_id)
+    report = checking.find_job_report(bench.db, owner=Owner(ORGANIZATION), job_id=job_id)
     assert report is not None
     training = report["training_file"]
     assert (training["format"], training["num_rows"], training["num_errors"]) == ("chat", 29, 0)
@@ -179,7 +180,7 @@ def test_a_cancelled_job_ends_its_check(
     job_id = submit(bench, lines(chat_rows(1)))
     thread = in_background(checker.check_next)
     wait_until(check_processes, DEADLINE_S, "the check to run")
-    lifecycle.request_cancel(bench.db, organization_id=ORGANIZATION, job_id=job_id)
+    lifecycle.request_cancel(bench.db, owner=Owner(ORGANIZATION), job_id=job_id)
     wait_until(lambda: not thread.is_alive(), DEADLINE_S, "the end of the check")
     assert bench.job(job_id).status == JobStatus.CANCELLED
     assert not check_processes()
@@ -245,11 +246,11 @@ def submit_stored(bench: Any, bucket: Bucket, content: bytes) -> str:
         io.BytesIO(content),
         files_dir=bench.settings.files_dir,
         storage_url=bucket.url,
-        organization_id=ORGANIZATION,
+        owner=Owner(ORGANIZATION),
         filename="a.jsonl",
         purpose="fine-tune",
     )
     spec = JobSpec.model_validate({"model": MODEL, "seed": 1, "training_file": file.id})
     planned = PlannedJob(spec=spec, check_files=True)
-    job = submission.submit(bench.db, planned=planned, organization_id=ORGANIZATION, api_key_id=None, metadata={})
+    job = submission.submit(bench.db, planned=planned, owner=Owner(ORGANIZATION), api_key_id=None, metadata={})
     return job.id

@@ -15,6 +15,7 @@ from sqlalchemy import text
 from jobs import files, reads
 from jobs.deletion import delete_job
 from jobs.models import File
+from jobs.owner import Owner
 from lomo_core.config import TrainConfig
 from tests.support.worker_bench import MODEL, ORGANIZATION
 from worker.node import Node
@@ -32,7 +33,7 @@ def store(bench: Any, bucket: Bucket, *attempts: Any, **options: Any) -> File:
         io.BytesIO(content),
         files_dir=bench.settings.files_dir,
         storage_url=bucket.url,
-        organization_id=ORGANIZATION,
+        owner=Owner(ORGANIZATION),
         filename="a.jsonl",
         purpose="fine-tune",
         **options,
@@ -58,14 +59,14 @@ def test_a_job_from_its_file_to_its_result(bench: Any, bucket: Bucket, node: Nod
     assert Path(run.data.train_path) == bench.folder(job_id) / "inputs" / file.id
     assert run.data.validation_path == run.data.train_path
     assert not (bench.folder(job_id) / "inputs").exists()
-    [result] = reads.list_files(bench.db, organization_id=ORGANIZATION, limit=9, purpose="fine-tune-results").items
+    [result] = reads.list_files(bench.db, owner=Owner(ORGANIZATION), limit=9, purpose="fine-tune-results").items
     assert sorted(bucket.names()) == sorted([f"files/{file.id}", f"files/{result.id}"])
     content = files.read_content(result, data_dir=bench.settings.data_dir)
     assert not isinstance(content, Path)
     assert b"".join(content).startswith(b"step,train_loss")
     assert list(bench.folder(job_id).rglob("*.csv")) == []
     # Whoever deletes the job deletes that, too.
-    delete_job(bench.db, organization_id=ORGANIZATION, job_id=job_id, runs_dir=bench.settings.runs_dir)
+    delete_job(bench.db, owner=Owner(ORGANIZATION), job_id=job_id, runs_dir=bench.settings.runs_dir)
     node.reap()
     assert bucket.names() == [f"files/{file.id}"]
 
@@ -114,7 +115,7 @@ def test_a_store_that_is_away_for_the_result_costs_no_model(
     bucket.go_away()
     bench.touch(job_id, "go")
     wait_until(lambda: bench.job(job_id).status == "succeeded", 60, "the job's end")
-    [result] = reads.list_files(bench.db, organization_id=ORGANIZATION, limit=9, purpose="fine-tune-results").items
+    [result] = reads.list_files(bench.db, owner=Owner(ORGANIZATION), limit=9, purpose="fine-tune-results").items
     path = files.read_content(result, data_dir=bench.settings.data_dir)
     assert isinstance(path, Path)
     assert path.read_text(encoding="utf-8").startswith("step,train_loss")

@@ -10,6 +10,7 @@ import pytest
 
 from jobs import reads, series
 from jobs.checkpoint_names import checkpoint_name
+from jobs.owner import Owner
 from jobs.spec import JobSpec
 from lomo_core.config import TrainConfig
 from tests.conftest import KnownShapes
@@ -34,7 +35,7 @@ def test_a_paused_job_leaves_a_checkpoint_and_its_slot(bench: Bench, wait_until:
     job = bench.job(job_id)
     assert (job.status, job.attempt, job.failures, job.step) == ("paused", 1, 0, 2)
     assert not bench.is_engine_alive(job_id)
-    [checkpoint] = reads.list_checkpoints(bench.db, organization_id=ORGANIZATION, job_id=job_id, limit=9).items
+    [checkpoint] = reads.list_checkpoints(bench.db, owner=Owner(ORGANIZATION), job_id=job_id, limit=9).items
     assert checkpoint.step == 2
     assert bench.messages(job_id)[-1] == "The job is paused. Resumed, it goes on from its checkpoint at step 2."
     assert not [event.message for event in bench.events(job_id) if event.level == "error"]
@@ -139,7 +140,7 @@ def values(bench: Bench, tmp_path: Path, known_shapes: KnownShapes) -> dict[str,
 
 
 def losses(bench: Bench, job_id: str) -> list[tuple[int, float]]:
-    job = reads.get_job(bench.db, organization_id=ORGANIZATION, job_id=job_id)
+    job = reads.get_job(bench.db, owner=Owner(ORGANIZATION), job_id=job_id)
     columns = series.read_metrics(bench.db, job, max_points=2000)
     return list(zip(columns["step"], columns["loss"], strict=True))
 
@@ -161,7 +162,7 @@ def test_a_job_that_was_paused_ends_as_one_that_was_not(
     paused = bench.job(job_id)
     assert paused.status == "paused", bench.messages(job_id)
     assert 3 <= paused.step < 150
-    [checkpoint] = reads.list_checkpoints(bench.db, organization_id=ORGANIZATION, job_id=job_id, limit=9).items
+    [checkpoint] = reads.list_checkpoints(bench.db, owner=Owner(ORGANIZATION), job_id=job_id, limit=9).items
     assert checkpoint.step == paused.step
     folder = bench.settings.data_dir / checkpoint.path
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}

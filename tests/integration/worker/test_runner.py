@@ -16,6 +16,7 @@ from sqlalchemy import text, update
 from jobs import eventlog, files, job_details, lifecycle, migrate, reads, uploads
 from jobs.db import Database
 from jobs.models import Job
+from jobs.owner import Owner
 from jobs.run_config import RUN_CONFIG_NAME
 from local.postgres import NOT_DURABLE, Postgres
 from lomo_core.config import TrainConfig
@@ -35,7 +36,7 @@ def test_success(bench: Any) -> None:
     assert job.status == "succeeded", bench.messages(job_id)
     assert (job.attempt, job.failures, job.step, job.trained_tokens) == (1, 0, 5, 160)
     assert bench.steps(job_id) == [1, 2, 3, 4, 5]
-    model = reads.find_model(bench.db, organization_id=job.organization_id, model_id=job.fine_tuned_model)
+    model = reads.find_model(bench.db, owner=Owner(job.organization_id), model_id=job.fine_tuned_model)
     assert model is not None
     assert model.path == f"runs/{job_id}/attempt-1/model"
     assert (bench.settings.data_dir / model.path / "config.json").is_file()
@@ -279,8 +280,8 @@ def test_the_reaper_rings_for_what_waits(bench: Any) -> None:
 
 def test_the_reaper_sweeps_away_uploads_whose_hour_is_over(bench: Any) -> None:
     settings = bench.node().settings
-    upload = uploads.create(bench.db, organization_id="org", filename="a", purpose="vision", num_bytes=9)
-    incoming = uploads.open_part(bench.db, settings, organization_id="org", upload_id=upload.id)
+    upload = uploads.create(bench.db, owner=Owner("org"), filename="a", purpose="vision", num_bytes=9)
+    incoming = uploads.open_part(bench.db, settings, owner=Owner("org"), upload_id=upload.id)
     bench.node().reap()
     incoming.write(b"x")
     uploads.add_part(bench.db, incoming)
@@ -296,7 +297,7 @@ def test_the_reaper_removes_files_whose_time_is_over(bench: Any) -> None:
         bench.db,
         io.BytesIO(b"x"),
         files_dir=settings.files_dir,
-        organization_id="org",
+        owner=Owner("org"),
         filename="a",
         purpose="vision",
         expires_after_s=3600,
@@ -369,19 +370,19 @@ def test_a_model_that_a_dead_worker_did_not_publish_is_taken(bench: Any) -> None
     job = bench.work_until_ended(node, job_id)
     assert (job.status, job.attempt) == ("succeeded", 2)
     assert bench.engine_pid(job_id, attempt=2) is None
-    model = reads.find_model(bench.db, organization_id=job.organization_id, model_id=job.fine_tuned_model)
+    model = reads.find_model(bench.db, owner=Owner(job.organization_id), model_id=job.fine_tuned_model)
     assert model is not None
     assert (bench.settings.data_dir / model.path).is_dir()
     # What the dead worker had written was published by nobody; the file is the second attempt's, with the same steps.
     assert read_result_file(bench, job_id).splitlines()[1:] == STEPS_OF_FINISH
-    [file] = reads.list_files(bench.db, organization_id=job.organization_id, limit=10).items
+    [file] = reads.list_files(bench.db, owner=Owner(job.organization_id), limit=10).items
     assert file.path == f"runs/{job_id}/attempt-2/step_metrics.csv"
 
 
 def read_result_file(bench: Any, job_id: str) -> str:
     """The text of a job's only result file."""
     [file_id] = job_details.read_details(bench.db, job_ids=[job_id])[job_id].result_files
-    file = reads.get_file(bench.db, organization_id=bench.job(job_id).organization_id, file_id=file_id)
+    file = reads.get_file(bench.db, owner=Owner(bench.job(job_id).organization_id), file_id=file_id)
     return files.stored_path(file, data_dir=bench.settings.data_dir).read_text(encoding="utf-8")
 
 

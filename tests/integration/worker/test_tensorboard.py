@@ -12,6 +12,7 @@ from sqlalchemy import update
 
 from jobs import deletion, eventlog, lifecycle
 from jobs.models import Job
+from jobs.owner import Owner
 from lomo_core import events
 from lomo_core.events import JournalLine
 from tests.support.fake_engine import MEMORY
@@ -39,7 +40,7 @@ def test_a_jobs_figures_are_there_under_the_fields_names_and_go_with_it(bench: A
     }
     assert first.wall_time > job.created_at.timestamp() - 1
     runs_dir = bench.settings.data_dir / "runs"
-    deletion.delete_job(bench.db, organization_id=job.organization_id, job_id=job_id, runs_dir=runs_dir)
+    deletion.delete_job(bench.db, owner=Owner(job.organization_id), job_id=job_id, runs_dir=runs_dir)
     assert not folder.exists()
 
 

@@ -34,7 +34,7 @@ def server() -> Iterator[ScriptedServer]:
 @pytest.fixture
 def lomo(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lomo:
     """Run the command in this process against the scripted server: `lomo("jobs", "list")`."""
-    for name in ("LOMO_API_KEY_FILE", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
+    for name in ("LOMO_API_KEY_FILE", "LOMO_PROJECT", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LOMO_URL", server.url)
     monkeypatch.setenv("LOMO_API_KEY", KEY)

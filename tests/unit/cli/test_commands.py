@@ -51,6 +51,18 @@ def test_upload_prints_the_id_and_sends_the_bytes(server: ScriptedServer, lomo: 
     assert data in request.body
 
 
+def test_the_project_is_named_where_it_is_given(
+    server: ScriptedServer, lomo: Lomo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = {"error": {"message": "Not this one.", "code": "mismatched_project", "param": None}}
+    server.on("GET", "/files", page(FILE), page(FILE), Response(status=401, body=refused))
+    assert lomo("files", "list").code == 0
+    monkeypatch.setenv("LOMO_PROJECT", "proj_1")
+    assert lomo("files", "list").code == 0
+    assert [request.headers.get("OpenAI-Project") for request in server.requests] == [None, "proj_1"]
+    assert lomo("files", "list").err == "error: Not this one. [mismatched_project]\n"
+
+
 def test_an_upload_takes_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "large"
     with path.open("wb") as file:

@@ -60,6 +60,18 @@ def test_options_win_over_the_environment_and_lomo_over_openai(tmp_path: Path) -
     assert (found.url, found.api_key) == ("http://openai/v1", "sk-openai")
 
 
+def test_the_project_is_of_our_own_variable_alone() -> None:
+    for env, project in (
+        ({"LOMO_PROJECT": " proj_1\n", "OPENAI_PROJECT_ID": "proj_2"}, "proj_1"),
+        ({"OPENAI_PROJECT_ID": "proj_2"}, None),
+        ({"LOMO_PROJECT": ""}, None),
+    ):
+        assert find_connection(url=None, api_key_file=None, env=env).project == project
+    for wrong in ("proj 1", "proj_\xe9", " "):
+        with pytest.raises(UsageError, match="LOMO_PROJECT does not hold"):
+            find_connection(url=None, api_key_file=None, env={"LOMO_PROJECT": wrong})
+
+
 def test_without_anything_the_local_server_and_no_key() -> None:
     connection = find_connection(url=None, api_key_file=None, env={})
     assert connection.url == DEFAULT_URL

@@ -13,7 +13,7 @@ from jobs.keys import Principal
 from server.auth import REMEMBER_S, Authenticator, Credential, check_origin, find_credential
 from server.errors import ApiError
 
-PRINCIPAL = Principal("org-local", "0123456789ab", "test")
+PRINCIPAL = Principal("org-local", "0123456789ab", "test", "proj_test")
 NO_DATABASE = cast(Database, None)
 
 
