@@ -279,7 +279,9 @@ def _copy(source: BinaryIO, target: BinaryIO) -> Written:
         num_bytes += len(chunk)
         if num_bytes > MAX_FILE_BYTES:
             raise InvalidRequestError(
-                f"The file is larger than {MAX_FILE_BYTES // 2**20} MiB.", code="file_too_large", param="file"
+                f"The file is larger than {MAX_FILE_BYTES // 2**20} MiB: send it in parts, by POST /v1/uploads.",
+                code="file_too_large",
+                param="file",
             )
         digest.update(chunk)
         target.write(chunk)

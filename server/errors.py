@@ -104,9 +104,9 @@ def forbidden(message: str, *, code: str) -> ApiError:
     return ApiError(403, message, code=code)
 
 
-def too_large(limit_bytes: int) -> ApiError:
+def too_large(limit_bytes: int, *, advice: str = "") -> ApiError:
     """413: the body is larger than this route takes. The rest of it is not read, so the connection ends."""
-    message = f"The request's body is larger than {limit_bytes // 2**20} MiB."
+    message = f"The request's body is larger than {limit_bytes // 2**20} MiB{advice}."
     return ApiError(413, message, code="request_too_large", headers={"Connection": "close"})
 
 

@@ -43,7 +43,7 @@ def create_file(form: UploadForm, caller: Caller, services: ServicesDep) -> sche
         organization_id=caller.organization_id,
         project_id=caller.project_id,
         filename=display_name(upload.filename or ""),
-        purpose=purpose,
+        purpose=schemas.shown_purpose(purpose),
         expires_after_s=expires_after_s,
     )
     return describe_file(file)
@@ -61,7 +61,7 @@ def list_files(
         organization_id=caller.organization_id,
         limit=query.limit,
         after=query.after,
-        purpose=query.purpose,
+        purpose=None if query.purpose is None else schemas.shown_purpose(query.purpose),
         project_id=query.project_id,
         ascending=query.order == "asc",
     )

@@ -79,7 +79,8 @@ def list_checkpoints(
         services.db, organization_id=caller.organization_id, job_id=job_id, limit=query.limit, after=query.after
     )
     spec = read_stored(job.spec)
-    data = [describe_checkpoint(checkpoint, spec) for checkpoint in page.items]
+    accuracies = reads.accuracies_at(services.db, job_id=job_id, steps=[item.step for item in page.items])
+    data = [describe_checkpoint(item, spec, accuracies.get(item.step, (None, None))) for item in page.items]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return schemas.CheckpointList(data=data, first_id=first, last_id=last, has_more=page.has_more)
 

@@ -188,11 +188,16 @@ class JobEvent(Answer):
 
 
 class CheckpointMetrics(Answer):
-    """OpenAI's metrics of a checkpoint, as far as they are known."""
+    """OpenAI's metrics of a checkpoint, as far as they are known: the validation file's where it was evaluated at that
+    step, and always of all its rows."""
 
     step: int
     train_loss: float | None
+    train_mean_token_accuracy: float | None
     valid_loss: float | None
+    valid_mean_token_accuracy: float | None
+    full_valid_loss: float | None
+    full_valid_mean_token_accuracy: float | None
 
 
 class JobCheckpoint(Answer):

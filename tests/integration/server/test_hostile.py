@@ -307,6 +307,17 @@ def test_announced_body_too_large(site: Site) -> None:
     assert response.headers["connection"] == "close"
 
 
+def test_a_file_too_large_for_one_request_is_told_the_other_way(site: Site) -> None:
+    # The length that is announced is what counts; nothing of the body is sent.
+    parts = urlsplit(site.url)
+    with socket.create_connection((parts.hostname, parts.port)) as connection:
+        request = f"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: {600 * MIB}\r\n"
+        connection.sendall(f"{request}Authorization: Bearer {site.key}\r\n\r\n".encode())
+        reply = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert reply.startswith(b"HTTP/1.1 413 ")
+    assert b"in parts, by POST /v1/uploads" in reply
+
+
 def send_chunks(site: Site, path: str, head: bytes, *, num_mib: int) -> tuple[bytes, int]:
     """Send a chunked body of unknown length. Returns what was answered, and how many MiB had been taken by then."""
     parts = urlsplit(site.url)
