@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from openai.types import upload_create_params
+from openai.types.chat import completion_create_params
+from openai.types.fine_tuning import job_create_params
+from pydantic import BaseModel, ValidationError
 
 from jobs.errors import InvalidRequestError
 from server.errors import describe_validation
-from server.schemas import CreateChat, CreateJob
+from server.schemas import CreateChat, CreateJob, CreateUpload
 
 MINIMAL = {"model": "tiny", "training_file": "file-1"}
 
@@ -191,7 +194,7 @@ def test_what_may_be_of_several_kinds_is_refused_in_the_words_of_the_request(
 @pytest.mark.parametrize(
     ("message", "param", "reason"),
     [
-        ({"content": None}, "content", "Input should be a valid string or a valid list"),
+        ({"content": 1}, "content", "Input should be a valid string or a valid list"),
         ({"content": []}, "content", "List should have at least 1 item after validation, not 0"),
         ({"content": [{"type": "image_url", "text": ""}]}, "content.0.type", "Input should be 'text'"),
     ],
@@ -219,6 +222,19 @@ def test_a_multiplier_cannot_carry_the_rate_past_its_bounds(multiplier: float) -
 
 def test_a_key_that_is_called_as_a_source_is_named() -> None:
     assert fault(query=1) == ("query", "unknown_parameter", "Unknown key: 'query'.")
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (completion_create_params.CompletionCreateParamsBase, CreateChat),
+        (job_create_params.JobCreateParams, CreateJob),
+        (upload_create_params.UploadCreateParams, CreateUpload),
+    ],
+)
+def test_every_parameter_of_the_official_client_is_known(sent: type, read: type[BaseModel]) -> None:
+    """Read, or refused with a reason of its own; not as a key that is misspelt."""
+    assert sent.__annotations__.keys() <= read.model_fields.keys()
 
 
 def test_a_rejected_value_is_not_echoed() -> None:
