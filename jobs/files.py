@@ -226,6 +226,8 @@ def delete_file(db: Database, file: File, *, data_dir: Path) -> None:
         InvalidStateError: a job that has not ended needs it.
     """
     with db.transaction() as session:
+        # Whoever queues a job that needs the file holds its row (`references.hold_files`).
+        session.get(File, file.id, with_for_update=True)
         user = session.scalar(
             select(Job.id).where(
                 Job.organization_id == file.organization_id,
@@ -248,6 +250,7 @@ def sweep_expired(db: Database, *, data_dir: Path) -> list[str]:
         expired = find_expired(session)
     for file in expired:
         with db.transaction() as session:
+            session.get(File, file.id, with_for_update=True)  # as `delete_file`
             found = session.scalar(delete(File).where(File.id == file.id, ~is_needed()).returning(File.id))
             if found is not None:
                 loose_objects.drop(session, file.path)

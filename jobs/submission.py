@@ -14,6 +14,7 @@ from jobs.ids import new_job_id
 from jobs.models import ApiKey, DataCheck, Job
 from jobs.planning import PlannedJob, describe_changes, gib
 from jobs.quotas import check_submission
+from jobs.references import hold_files
 from jobs.repository import NewEvent, insert_events
 from jobs.status import JobStatus
 
@@ -94,6 +95,7 @@ def _queue(session: Session, values: dict[str, Any], planned: PlannedJob) -> Job
     """The job, of no session, made with as few statements as there are tables: each takes longer than what it does."""
     spec, check = planned.spec, planned.check_files
     hold_maker(session, organization_id=values["organization_id"], name=spec.model)
+    hold_files(session, organization_id=values["organization_id"], file_ids=planned.file_ids)
     check_submission(session, organization_id=values["organization_id"], priority=values["priority"])
     begun = _validating(planned) if check else "Queued"
     now = NewEvent(message=begun + _memory_message(planned), status=values["status"], data=planned.plan)

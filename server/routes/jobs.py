@@ -147,7 +147,11 @@ def _submit(
         services.db, services.settings, organization_id=caller.organization_id, name=spec.model
     )
     spec = _check_files(spec, references.files)
-    planned = replace(_plan(services, spec, source, references.room), check_files=services.settings.data_checks)
+    planned = replace(
+        _plan(services, spec, source, references.room),
+        check_files=services.settings.data_checks,
+        file_ids=tuple(references.files),
+    )
     origin = {"organization_id": caller.organization_id, "api_key_id": caller.api_key_id}
     metadata = body.metadata or {}
     if arrival is None:
