@@ -221,7 +221,7 @@ def describe_file(file: File) -> schemas.FileObject:
         created_at=_unix(file.created_at),
         expires_at=None if file.expires_at is None else _unix(file.expires_at),
         filename=file.filename,
-        purpose=file.purpose,
+        purpose=schemas.shown_purpose(file.purpose),
         num_lines=file.num_lines,
         sha256=file.sha256,
         project_id=file.project_id,
@@ -236,7 +236,7 @@ def describe_upload(upload: Upload, file: File | None = None) -> schemas.Upload:
         created_at=_unix(upload.created_at),
         expires_at=_unix(upload.expires_at),
         filename=upload.filename,
-        purpose=upload.purpose,
+        purpose=schemas.shown_purpose(upload.purpose),
         status=UploadStatus(upload.status),
         file=describe_file(file) if file is not None else None,
     )
