@@ -16,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from jobs import files, quotas, reads
 from jobs.errors import InvalidRequestError
 from jobs.file_expiry import MAX_SECONDS, MIN_SECONDS
+from jobs.models import File
 from server import schemas
 from server.deps import Caller, ServicesDep, UploadForm, authenticated
 from server.describe import describe_file
@@ -84,11 +85,16 @@ def get_content(file_id: str, caller: Caller, services: ServicesDep) -> Response
     media_type = "application/octet-stream"
     if isinstance(content, Path):
         return _Content(content, media_type=media_type, filename=file.filename)
-    headers = {
-        "Content-Disposition": f"attachment; filename*=utf-8''{quote(file.filename, safe='')}",
-        "Content-Length": str(file.num_bytes),
-    }
-    return StreamingResponse(content, media_type=media_type, headers=headers)
+    return StreamingResponse(content, media_type=media_type, headers=_headers_of_object(file))
+
+
+@router.head("/{file_id}/content", response_class=Response)
+def get_content_head(file_id: str, caller: Caller, services: ServicesDep) -> Response:
+    """How long one file's bytes are, and whether ranges are given, which downloads ask before they begin or go on."""
+    file = reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id)
+    if files.stored_path(file, data_dir=services.settings.data_dir) is not None:
+        return get_content(file_id, caller, services)
+    return Response(media_type="application/octet-stream", headers=_headers_of_object(file))
 
 
 @router.delete("/{file_id}")
@@ -97,6 +103,14 @@ def delete_file(file_id: str, caller: Caller, services: ServicesDep) -> schemas.
     file = reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id)
     files.delete_file(services.db, file, data_dir=services.settings.data_dir)
     return schemas.DeletedFile(id=file.id)
+
+
+def _headers_of_object(file: File) -> dict[str, str]:
+    """Of the bytes of a file that lies in an object store."""
+    return {
+        "Content-Disposition": f"attachment; filename*=utf-8''{quote(file.filename, safe='')}",
+        "Content-Length": str(file.num_bytes),
+    }
 
 
 class _Content(FileResponse):

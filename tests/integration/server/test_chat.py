@@ -367,6 +367,18 @@ def test_a_model_and_its_base_stay_loaded_side_by_side(chats: Chats) -> None:
     assert not tuned.is_running()
 
 
+def test_a_job_that_needs_the_room_of_one_gets_that_of_the_one_used_before(chats: Chats) -> None:
+    site, service = chats.site, chats.service
+    first, second = ask_in_turn(site, service, CHAT_MODEL, PLAIN_MODEL)
+    register_host(site.db, HOST, available_bytes=_BASE_BYTES * 3 // 2)
+    try:
+        service.make_room()
+        site.wait_until(lambda: not first.is_running(), 10, "the first model to go")
+        assert second.is_running()
+    finally:
+        register_host(site.db, HOST, available_bytes=2**36)
+
+
 def test_a_second_model_stays_only_where_there_is_room_for_both(site: Site, start_chats: StartChats) -> None:
     # A tiny model takes the process around it: of some 700 MiB there is room for one, and not for two.
     service = start_chats(available_bytes=_BASE_BYTES * 3 // 2)

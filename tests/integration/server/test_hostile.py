@@ -257,6 +257,17 @@ def test_content_is_a_download(site: Site) -> None:
     assert "x" not in response.headers
 
 
+def test_the_head_of_a_file_tells_its_length(site: Site) -> None:
+    content = f"/v1/files/{site.upload(TRAIN_ROW)}/content"
+    head, whole = site.client().head(content), site.client().get(content)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-length", "content-disposition", "accept-ranges", "etag"):
+        assert head.headers[name] == whole.headers[name]
+    part = site.client().head(content, headers={"Range": "bytes=0-9"})
+    assert (part.status_code, part.headers["content-length"]) == (206, "10")
+    assert site.client().head("/v1/files/file-none/content").status_code == 404
+
+
 @pytest.mark.parametrize("header", ["bytes=9-2", "lines=1-2", "bytes=", "bytes=a-b"])
 def test_what_is_no_range_is_refused_in_openais_shape(site: Site, header: str) -> None:
     response = site.client().get(f"/v1/files/{site.upload()}/content", headers={"Range": header})
