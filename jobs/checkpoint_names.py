@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
@@ -24,10 +25,12 @@ _NAME = re.compile(r"ft:.*:([0-9a-f]{8})(?::ckpt-step-([0-9]{1,18}))?", re.DOTAL
 
 @dataclass(frozen=True, slots=True)
 class NamedCheckpoint:
-    """What a name stands for; `path`, relative to the data folder, is None where the checkpoint is no longer kept."""
+    """What a name stands for; `path`, relative to the data folder, and the time are None where the checkpoint is no
+    longer kept."""
 
     job_id: str
     path: str | None
+    created_at: datetime | None
 
 
 def checkpoint_name(spec: JobSpec | ForeignSpec, *, job_id: str, step: int) -> str:
@@ -45,10 +48,13 @@ def find(db: Database, *, owner: Owner, name: str) -> NamedCheckpoint | None:
     with db.read() as session:
         for job in session.scalars(_makers(match[1], owner=owner)):
             if checkpoint_name(read_stored(job.spec), job_id=job.id, step=step) == name:
-                path = session.scalar(
-                    select(Checkpoint.path).where(Checkpoint.job_id == job.id, Checkpoint.step == step)
-                )
-                return NamedCheckpoint(job.id, path)
+                kept = session.execute(
+                    select(Checkpoint.path, Checkpoint.created_at).where(
+                        Checkpoint.job_id == job.id, Checkpoint.step == step
+                    )
+                ).one_or_none()
+                path, created_at = (None, None) if kept is None else kept
+                return NamedCheckpoint(job.id, path, created_at)
     return None
 
 

@@ -225,6 +225,8 @@ def delete_file(db: Database, file: File, *, data_dir: Path) -> None:
         InvalidStateError: a job that has not ended needs it.
     """
     with db.transaction() as session:
+        # Whoever queues a job that needs the file holds its row (`references.hold_files`).
+        session.get(File, file.id, with_for_update=True)
         user = session.scalar(
             select(user_name(file)).where(
                 Job.organization_id == file.organization_id,
@@ -247,6 +249,7 @@ def sweep_expired(db: Database, *, data_dir: Path) -> list[str]:
         expired = find_expired(session)
     for file in expired:
         with db.transaction() as session:
+            session.get(File, file.id, with_for_update=True)  # as `delete_file`
             found = session.scalar(delete(File).where(File.id == file.id, ~is_needed()).returning(File.id))
             if found is not None:
                 loose_objects.drop(session, file.path)
@@ -278,7 +281,9 @@ def _copy(source: BinaryIO, target: BinaryIO) -> Written:
         num_bytes += len(chunk)
         if num_bytes > MAX_FILE_BYTES:
             raise InvalidRequestError(
-                f"The file is larger than {MAX_FILE_BYTES // 2**20} MiB.", code="file_too_large", param="file"
+                f"The file is larger than {MAX_FILE_BYTES // 2**20} MiB: send it in parts, by POST /v1/uploads.",
+                code="file_too_large",
+                param="file",
             )
         digest.update(chunk)
         target.write(chunk)

@@ -46,6 +46,8 @@ class PlannedJob:
     why_unplanned: str | None = None
     check_files: bool = False
     """Whether a worker is to look through its files before it is queued."""
+    file_ids: tuple[str, ...] = ()
+    """Files that were found, and that have to be there still when the job comes to be."""
 
 
 class WontFitError(InvalidRequestError):

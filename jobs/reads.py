@@ -6,7 +6,7 @@ as a fixed number of buckets, each with its last, smallest and largest value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -17,7 +17,7 @@ from jobs.db import Database
 from jobs.errors import NotFoundError
 from jobs.file_expiry import is_current
 from jobs.ids import parse_event_id
-from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Host, Job, ReaperState, TunedModel
+from jobs.models import Attempt, Checkpoint, Evaluation, Event, File, Host, Job, Metric, ReaperState, TunedModel
 from jobs.owner import Owner
 from jobs.planning import Room
 from jobs.status import JobStatus
@@ -139,6 +139,20 @@ def list_checkpoints(
                 raise NotFoundError(f"No such checkpoint of {job_id}: {after}", param="after")
             query = query.where(Checkpoint.step < last.step)
         return _page(session, query, limit)
+
+
+def accuracies_at(
+    db: Database, *, job_id: str, steps: Sequence[int]
+) -> Mapping[int, tuple[float | None, float | None]]:
+    """Mean token accuracies by step: in training, and on the validation file where it was evaluated at that step."""
+    evaluated = (Evaluation.job_id == Metric.job_id) & (Evaluation.step == Metric.step)
+    query = (
+        select(Metric.step, Metric.mean_token_accuracy, Evaluation.valid_mean_token_accuracy)
+        .outerjoin(Evaluation, evaluated)
+        .where(Metric.job_id == job_id, Metric.step.in_(steps))
+    )
+    with db.read() as session:
+        return {step: (train, valid) for step, train, valid in session.execute(query)}
 
 
 def resume_candidates(db: Database, *, job_id: str) -> Sequence[Checkpoint]:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, bindparam, func, select, true
+from sqlalchemy.orm import Session
 
 from jobs.async_reads import AsyncReads, CompiledQuery
+from jobs.errors import InvalidRequestError
 from jobs.file_expiry import is_current
 from jobs.models import File
 from jobs.owner import Owner, is_owned
@@ -45,6 +47,27 @@ _REFERENCES = CompiledQuery.of(
     # A row also where there is no host.
     select(_FILES, *_ROOM.c).select_from(select(true()).subquery().outerjoin(_ROOM, true()))
 )
+
+
+_HELD = (
+    select(File.id)
+    .where(File.id == func.any(bindparam("file_ids")), File.organization_id == bindparam("organization_id"))
+    .order_by(File.id)
+    .with_for_update(read=True, key_share=True)
+)
+
+
+def hold_files(session: Session, *, organization_id: str, file_ids: Sequence[str]) -> None:
+    """Keep files from being deleted until the end of the transaction, in which a job comes to be that needs them.
+
+    Raises:
+        InvalidRequestError: one has just been deleted.
+    """
+    if not file_ids:
+        return
+    found = set(session.scalars(_HELD, {"file_ids": list(file_ids), "organization_id": organization_id}))
+    if missing := set(file_ids) - found:
+        raise InvalidRequestError(f"The file {min(missing)} has just been deleted.", code="file_not_found")
 
 
 async def read_references(db: AsyncReads, *, owner: Owner, file_ids: Sequence[str]) -> References:

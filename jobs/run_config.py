@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import InvalidRequestError
-from jobs.spec import JobSpec, LomoOptions
+from jobs.spec import LEAST_RATE, MAX_RATE, JobSpec, LomoOptions
 from lomo_core.config import (
     CalibrationConfig,
     ClipConfig,
@@ -104,6 +104,7 @@ def check_options(spec: JobSpec) -> None:
     Raises:
         InvalidRequestError: `param` is the request's name of the field.
     """
+    _check_rate(spec)
     anywhere = Path("/")
     validation = anywhere if spec.validation_file is not None else None
     paths = RunPaths(
@@ -114,6 +115,24 @@ def check_options(spec: JobSpec) -> None:
     except ConfigError as error:
         param = api_param(error.param)
         raise InvalidRequestError(f"Invalid value for {param!r}: {error.message}.", param=param) from error
+
+
+def _check_rate(spec: JobSpec) -> None:
+    """Hold the product of rate and multiplier to the bounds of the rate."""
+    rate = _learning_rate(spec.lomo, multiplier=spec.learning_rate_multiplier)
+    if not LEAST_RATE <= rate <= MAX_RATE:
+        param = "hyperparameters.learning_rate_multiplier"
+        raise InvalidRequestError(
+            f"Invalid value for {param!r}: times lomo.learning_rate, {spec.lomo.learning_rate:g}, it makes a rate of "
+            f"{rate:g}, which is not between {LEAST_RATE:g} and {MAX_RATE:g}.",
+            param=param,
+        )
+
+
+def _learning_rate(options: LomoOptions, *, multiplier: float) -> float:
+    if options.learning_rate is None:
+        raise AssertionError("LomoOptions fills in the learning rate when it is validated")
+    return options.learning_rate * multiplier
 
 
 def api_param(param: str | None) -> str | None:
@@ -128,11 +147,9 @@ def api_param(param: str | None) -> str | None:
 
 
 def _optimizer(options: LomoOptions, *, multiplier: float) -> OptimizerConfig:
-    if options.learning_rate is None:
-        raise AssertionError("LomoOptions fills in the learning rate when it is validated")
     return OptimizerConfig(
         name=options.optimizer,
-        learning_rate=options.learning_rate * multiplier,
+        learning_rate=_learning_rate(options, multiplier=multiplier),
         weight_decay=options.weight_decay,
         clip=ClipConfig(mode=options.clip.mode, threshold=options.clip.threshold, exact=options.clip.exact),
         rounding=options.rounding,

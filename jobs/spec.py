@@ -45,7 +45,9 @@ _MAX_STARS = 8
 _MAX_GLOB_CHARS = 64
 # A rate below this changes no weight: fp32 keeps differences down to 1e-7 of it, and an update at clip 1 is the rate's
 # size; what is smaller than 1e-38 ends as 0 on the device.
-_LEAST_RATE = 1e-12
+LEAST_RATE = 1e-12
+# A clipped update of LOMO's has the rate's size, and weights are below 1: ten times that is no training any more.
+MAX_RATE = 10
 
 
 def _few_stars(glob: str) -> str:
@@ -71,7 +73,9 @@ class ClipOptions(_Spec):
     """Gradient clipping: `norm` is exact, `delayed` takes the norm of the step before, `group` is per tensor."""
 
     mode: ClipMode = "norm"
+    """What is held to the threshold: the norm of all gradients, of each tensor (`group`), or each value."""
     threshold: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """In the gradient's own unit; of no effect with `none`."""
     exact: ExactClipping = "auto"
     """How `norm`, and fp16, get the norm before the first update; all ways give the same bits."""
 
@@ -80,10 +84,11 @@ class ParamGroup(_Spec):
     """Parameters with a rate or a decay of their own."""
 
     pattern: Glob
+    """Of whole names: `*`, `?`, `[abc]`, `[!a-f]`; at most 64 characters and 8 stars."""
     learning_rate_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Times the job's learning rate."""
     weight_decay: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
-    """None: the job's."""
+    """Share of a weight that a step takes away, times its rate; null: the job's."""
 
 
 class _CommonOptions(_Spec):
@@ -91,18 +96,21 @@ class _CommonOptions(_Spec):
 
     optimizer: OptimizerName = "lomo"
     """`sgd` and `adamw` are torch's own, to compare with: they need memory for all gradients, and AdamW for moments."""
-    learning_rate: float | None = Field(default=None, gt=0, ge=_LEAST_RATE, le=10, allow_inf_nan=False)
-    """Peak rate; by default 0.01 for lomo and sgd, 5e-4 for adalomo, 2e-5 for adamw (never None once validated)."""
+    learning_rate: float | None = Field(default=None, gt=0, ge=LEAST_RATE, le=MAX_RATE, allow_inf_nan=False)
+    """Peak rate; by default 0.01 for lomo and sgd, 5e-4 for adalomo, 2e-5 for adamw (null in a request alone)."""
     schedule: ScheduleName = "linear"
+    """How the rate goes from its peak to the end: to 0 in a line or a half cosine, or not at all."""
     warmup_ratio: Probability = 0.03
     """Share of the steps in which the rate rises from 0."""
     weight_decay: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    """Share of each weight that a step takes away, times the rate."""
     clip: ClipOptions = ClipOptions()
+    """How gradients are clipped before the update."""
     precision: Precision = "bf16"
     """Of weights and gradients; there is no second copy of the weights."""
     rounding: Rounding | None = None
     """How an update is written back to 16-bit weights; by default stochastic for lomo and adalomo, nearest for sgd and
-    adamw (never None once validated)."""
+    adamw (null in a request alone)."""
     param_groups: list[ParamGroup] = Field(default=[], max_length=_MAX_PATTERNS)
     """The first group whose pattern matches takes a parameter."""
     frozen: list[Glob] = Field(default=[], max_length=_MAX_PATTERNS)
@@ -112,12 +120,15 @@ class _CommonOptions(_Spec):
     packing: bool = False
     """Several rows in one sequence, which do not see each other; `batch_size` then counts sequences."""
     train_on: TrainOn = "assistant"
+    """Which tokens have a loss: those of the answers, or all."""
     nodes: Literal[1] = 1
+    """Hosts that the run takes."""
     checkpoint_every_steps: int = Field(default=100, ge=0, le=1_000_000_000)
-    """0: no checkpoint before the final model."""
+    """Steps; 0: no checkpoint before the final model."""
     keep_checkpoints: int = Field(default=2, ge=1, le=1000)
+    """Checkpoints; older ones are deleted."""
     eval_every_steps: int = Field(default=0, ge=0, le=1_000_000_000)
-    """0: before the first and after the last step only."""
+    """Steps; 0: before the first and after the last step only."""
     early_stopping_patience: int | None = Field(default=None, ge=1, le=1_000_000)
     """The run ends after so many evaluations in a row without a better one."""
     keep_best: bool = False
@@ -127,9 +138,11 @@ class _CommonOptions(_Spec):
     sample_prompts: list[Prompt] = Field(default=[], max_length=_MAX_PROMPTS)
     """Answered greedily with each evaluation."""
     sample_max_new_tokens: int = Field(default=64, ge=1, le=1024)
+    """Tokens of each answer, at most."""
     max_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    """Steps after which the run ends, whatever `n_epochs` says; null: no such bound."""
     priority: int = Field(default=0, ge=-100, le=100)
-    """Higher is claimed first."""
+    """Higher is claimed first; 0 is everybody's."""
 
     @model_validator(mode="before")
     @classmethod
@@ -147,7 +160,9 @@ class LomoOptions(_CommonOptions):
     activation_checkpointing: bool = True
     """Blocks are computed again in the backward pass, so that what they would keep need not be: a third more time."""
     devices: Literal[1] = 1
+    """Devices that the run takes on its host."""
     offload: Literal["none"] = "none"
+    """What lies in the host's memory and not in the device's."""
 
 
 Auto = Literal["auto"]
@@ -159,7 +174,9 @@ class RequestedOptions(_CommonOptions):
     activation_checkpointing: bool | Auto = True
     """Blocks are computed again in the backward pass; "auto": where it does not fit otherwise."""
     devices: Literal[1] | Auto = 1
+    """Devices that the run takes on its host."""
     offload: Literal["none"] | Auto = "none"
+    """What lies in the host's memory and not in the device's."""
 
     def resolve(self) -> tuple[LomoOptions, list[Choosable]]:
         """The options to begin with, defaults in place of "auto", and the names of those that are to be chosen."""

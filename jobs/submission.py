@@ -16,6 +16,7 @@ from jobs.organizations import project_of
 from jobs.owner import Owner
 from jobs.planning import PlannedJob, describe_changes, gib
 from jobs.quotas import check_submission
+from jobs.references import hold_files
 from jobs.repository import NewEvent, insert_events
 from jobs.status import JobStatus
 
@@ -92,6 +93,7 @@ def _queue(session: Session, values: dict[str, Any], planned: PlannedJob, owner:
     """The job, of no session, made with as few statements as there are tables: each takes longer than what it does."""
     spec, check = planned.spec, planned.check_files
     hold_maker(session, organization_id=owner.organization_id, name=spec.model)
+    hold_files(session, organization_id=owner.organization_id, file_ids=planned.file_ids)
     check_submission(session, organization_id=owner.organization_id, priority=values["priority"])
     project_id = project_of(session, owner)
     begun = _validating(planned) if check else "Queued"

@@ -1,8 +1,9 @@
 """Answering chats with one loaded model: `python -m lomo_core chat --model FOLDER`, requests in by stdin, text out.
 
-One JSON object a line, both ways. In: `{"id", "messages", "max_tokens", "temperature", "top_p", "seed", "stop"}` asks,
-`{"stop_id": id}` ends an answer early. Out, each with the request's `id`: `started` (prompt_tokens), `delta` (text),
-then `finished` (finish_reason, completion_tokens) or `refused` (code, message); and once, before all, `ready`.
+One JSON object a line, both ways. In: `{"id", "messages", "tools", "max_tokens", "temperature", "top_p", "seed",
+"stop"}` asks, `{"stop_id": id}` ends an answer early. Out, each with the request's `id`: `started` (prompt_tokens),
+`delta` (text), then `finished` (finish_reason, completion_tokens, tool_calls) or `refused` (code, message); and once,
+before all, `ready`.
 
 A base model without a chat template gets a plain one: `User: ...` and `Assistant: ...`, a blank line between turns.
 """
@@ -24,7 +25,8 @@ import torch
 import transformers
 from transformers.generation.streamers import BaseStreamer
 
-from lomo_core.chat_text import StopText
+from lomo_core.chat_text import CallText, StopText
+from lomo_core.data.chat_format import read_messages, read_tools
 from lomo_core.data.rows import ChatMessage, RowError
 from lomo_core.data.template import ChatEncoder
 from lomo_core.model import load_model, pick_device
@@ -44,12 +46,22 @@ class ChatTurn:
     """One request: a conversation, and how the answer is drawn. `temperature` 0 is greedy."""
 
     id: str
-    messages: Sequence[dict[str, str]]
+    messages: Sequence[dict[str, Any]]
+    """As OpenAI's, of text alone; with `tool_calls` and `tool_call_id` where functions were called."""
+    tools: Sequence[dict[str, Any]] = ()
+    """As OpenAI's: functions that the answer may call."""
     max_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
     stop: Sequence[str] = ()
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether functions may be called, or have been."""
+        return bool(self.tools) or any(
+            message["role"] == "tool" or "tool_calls" in message for message in self.messages
+        )
 
 
 class RefusedTurnError(Exception):
@@ -90,9 +102,14 @@ class ChatModel:
         ids, max_tokens = self._fit(turn)
         say({"type": "started", "prompt_tokens": len(ids)})
         stops = list(turn.stop) if self._encoder is not None else [*turn.stop, _PLAIN_STOP]
-        stream = _AnswerStream(
-            self._tokenizer, self._end_ids, StopText(stops), lambda text: say({"type": "delta", "text": text})
-        )
+        calls = CallText()
+
+        def send(text: str) -> None:
+            piece = calls.feed(text) if turn.tools else text
+            if piece:
+                say({"type": "delta", "text": piece})
+
+        stream = _AnswerStream(self._tokenizer, self._end_ids, StopText(stops), send)
         inputs = torch.tensor([ids], device=self._model.device)
         if turn.seed is None:
             torch.seed()
@@ -109,14 +126,17 @@ class ChatModel:
                 )
             ],
         )
-        say({"type": "finished", "finish_reason": stream.finish(), "completion_tokens": stream.num_tokens})
+        reason = stream.finish()
+        rest, found = calls.finish()
+        if rest:
+            say({"type": "delta", "text": rest})
+        end = {"finish_reason": "tool_calls" if found else reason, "completion_tokens": stream.num_tokens}
+        say({"type": "finished", **end, "tool_calls": found})
 
     def _fit(self, turn: ChatTurn) -> tuple[list[int], int]:
         """The prompt's token ids, and how many tokens the answer may have."""
         try:
-            ids = self._prompt_ids(
-                [ChatMessage(message["role"], message["content"], trained=False) for message in turn.messages]
-            )
+            ids = self._prompt_ids(turn)
         except RowError as error:
             raise RefusedTurnError("invalid_messages", f"The messages cannot be used: {error}.") from error
         room = self._context - len(ids)
@@ -129,7 +149,13 @@ class ChatModel:
             )
         return ids, min(room, turn.max_tokens or DEFAULT_MAX_TOKENS)
 
-    def _prompt_ids(self, messages: list[ChatMessage]) -> list[int]:
+    def _prompt_ids(self, turn: ChatTurn) -> list[int]:
+        if turn.has_tools:
+            if self._encoder is None:
+                raise RowError("the model has no chat template, and so no way to be told of tools")
+            body = {"messages": list(turn.messages), "tools": list(turn.tools)}
+            return self._encoder.prompt_ids(read_messages(body), read_tools(body))
+        messages = [ChatMessage(message["role"], message["content"], trained=False) for message in turn.messages]
         if self._encoder is not None:
             return self._encoder.prompt_ids(messages)
         turns = [f"{_PLAIN_NAMES[message.role]}: {message.content}" for message in messages]

@@ -229,7 +229,7 @@ def _validate(schema: type[Body], body: dict[str, Any]) -> Body:
         return schema.model_validate(body)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
-        raise RequestValidationError(details) from error
+        raise RequestValidationError(details, body=body) from error
 
 
 def json_body(schema: type[Body]) -> Callable[..., Awaitable[Body]]:

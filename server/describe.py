@@ -163,15 +163,25 @@ def describe_log_line(line: LogLine) -> schemas.JobLogLine:
     )
 
 
-def describe_checkpoint(checkpoint: Checkpoint, spec: JobSpec | ForeignSpec) -> schemas.JobCheckpoint:
-    """A checkpoint, named after the model that its job makes."""
+def describe_checkpoint(
+    checkpoint: Checkpoint, spec: JobSpec | ForeignSpec, accuracies: tuple[float | None, float | None]
+) -> schemas.JobCheckpoint:
+    """A checkpoint, named after the model that its job makes; with its accuracies in training and on the validation
+    file, of which every evaluation takes all rows."""
+    train_accuracy, valid_accuracy = accuracies
     return schemas.JobCheckpoint(
         id=checkpoint.id,
         created_at=_unix(checkpoint.created_at),
         fine_tuned_model_checkpoint=checkpoint_name(spec, job_id=checkpoint.job_id, step=checkpoint.step),
         fine_tuning_job_id=checkpoint.job_id,
         metrics=schemas.CheckpointMetrics(
-            step=checkpoint.step, train_loss=checkpoint.train_loss, valid_loss=checkpoint.valid_loss
+            step=checkpoint.step,
+            train_loss=checkpoint.train_loss,
+            train_mean_token_accuracy=train_accuracy,
+            valid_loss=checkpoint.valid_loss,
+            valid_mean_token_accuracy=valid_accuracy,
+            full_valid_loss=checkpoint.valid_loss,
+            full_valid_mean_token_accuracy=valid_accuracy,
         ),
         step_number=checkpoint.step,
         bytes=checkpoint.num_bytes,
@@ -212,7 +222,7 @@ def describe_file(file: File) -> schemas.FileObject:
         created_at=_unix(file.created_at),
         expires_at=None if file.expires_at is None else _unix(file.expires_at),
         filename=file.filename,
-        purpose=file.purpose,
+        purpose=schemas.shown_purpose(file.purpose),
         num_lines=file.num_lines,
         sha256=file.sha256,
         project_id=file.project_id,
@@ -227,7 +237,7 @@ def describe_upload(upload: Upload, file: File | None = None) -> schemas.Upload:
         created_at=_unix(upload.created_at),
         expires_at=_unix(upload.expires_at),
         filename=upload.filename,
-        purpose=upload.purpose,
+        purpose=schemas.shown_purpose(upload.purpose),
         status=UploadStatus(upload.status),
         file=describe_file(file) if file is not None else None,
     )

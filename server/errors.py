@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 
 from jobs.db import UNREACHABLE
 from jobs.errors import (
@@ -55,6 +56,7 @@ _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 # Where FastAPI found a value: the first part of the place of an error of its own, not of a body's.
 _SOURCES = frozenset({"query", "path", "header"})
+_SHOULD = "Input should be "  # how most of pydantic's reasons begin
 
 log = structlog.get_logger(__name__)
 
@@ -102,9 +104,9 @@ def forbidden(message: str, *, code: str) -> ApiError:
     return ApiError(403, message, code=code)
 
 
-def too_large(limit_bytes: int) -> ApiError:
+def too_large(limit_bytes: int, *, advice: str = "") -> ApiError:
     """413: the body is larger than this route takes. The rest of it is not read, so the connection ends."""
-    message = f"The request's body is larger than {limit_bytes // 2**20} MiB."
+    message = f"The request's body is larger than {limit_bytes // 2**20} MiB{advice}."
     return ApiError(413, message, code="request_too_large", headers={"Connection": "close"})
 
 
@@ -135,24 +137,60 @@ def install(app: FastAPI) -> None:
     app.exception_handler(Exception)(_handle_unexpected)
 
 
-def describe_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The first of pydantic's errors as a sentence, its place as a dotted name; how many more there are."""
-    first = errors[0]
-    place = (
-        first["loc"][1:] if first["loc"] and first["loc"][0] in {"body", "query", "path", "header"} else first["loc"]
-    )
-    param = ".".join(str(part) for part in place)[:_MAX_NAME_CHARS] or None
+def describe_validation(errors: Sequence[Mapping[str, Any]], body: Mapping[str, Any] | None = None) -> ApiError:
+    """The first of pydantic's errors as a sentence, its place as a dotted name; how many more there are. `body`: what
+    was read, where it was one; of a query there is none."""
+    faults = [(_place(error, body), error) for error in errors]
+    place, first = faults[0]
+    # Of a value that may be of several kinds each kind says why it is not that one: the one that got furthest is meant.
+    place, first = next((fault for fault in faults if fault[0].startswith(f"{place}.")), (place, first))
+    param = place[:_MAX_NAME_CHARS] or None
     match first["type"]:
         case "extra_forbidden":
             message, code = f"Unknown key: {param!r}.", "unknown_parameter"
         case "missing":
             message, code = f"Missing required key: {param!r}.", "missing_required_parameter"
         case _:
-            reason = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
-            message, code = f"Invalid value for {param!r}: {reason}.", "invalid_value"
-    if len(errors) > 1:
-        message += f" ({len(errors) - 1} more)"
+            reasons = [_reason(error) for found, error in faults if found == place]
+            message, code = f"Invalid value for {param!r}: {_join(reasons)}.", "invalid_value"
+    others = {found for found, _ in faults if found != place and not place.startswith(f"{found}.")}
+    if others:
+        message += f" ({len(others)} more)"
     return ApiError(400, message, code=code, param=param)
+
+
+def _place(error: Mapping[str, Any], body: Mapping[str, Any] | None) -> str:
+    """The dotted name of a value. What is no key of the body is left out: pydantic names there which kind of value it
+    had tried (`lomo.devices.literal[1]`)."""
+    if body is None:
+        return ".".join(str(part) for part in error["loc"] if part not in _SOURCES)
+    names: list[str] = []
+    value: Any = body
+    for part in error["loc"]:
+        if isinstance(value, Mapping):
+            is_key = part in value or (error["type"] == "missing" and part == error["loc"][-1])
+            value = value.get(part) if is_key else value
+        else:
+            is_key = isinstance(value, list) and isinstance(part, int)
+            value = value[part] if is_key else value
+        if is_key:
+            names.append(str(part))
+    return ".".join(names)
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    """Why a value is wrong, without the name of a class of ours."""
+    if error["type"] in {"model_type", "dict_type"}:
+        return f"{_SHOULD}an object"
+    return str(error["msg"]).removeprefix("Value error, ").rstrip(".")
+
+
+def _join(reasons: Sequence[str]) -> str:
+    """The reasons of all kinds that a value may be of; where it is of one of them, that one's reason."""
+    of_its_kind = [reason for reason in reasons if not reason.startswith(_SHOULD)]
+    if of_its_kind:
+        return of_its_kind[0]
+    return _SHOULD + " or ".join(dict.fromkeys(reason.removeprefix(_SHOULD) for reason in reasons))
 
 
 def _handle_api_error(_request: Request, error: ApiError) -> Response:
@@ -172,7 +210,7 @@ def _handle_jobs_error(_request: Request, error: JobsError) -> Response:
 
 
 def _handle_validation_error(_request: Request, error: RequestValidationError) -> Response:
-    return error_response(describe_validation(error.errors()))
+    return error_response(describe_validation(error.errors(), error.body))
 
 
 def _handle_http_exception(request: Request, error: HTTPException) -> Response:
@@ -180,7 +218,17 @@ def _handle_http_exception(request: Request, error: HTTPException) -> Response:
     messages = {404: f"No such endpoint: {where}", 405: f"Not allowed here: {where}"}
     message = messages.get(error.status_code, str(error.detail))
     code = _CODES.get(error.status_code, "invalid_request")
-    return error_response(ApiError(error.status_code, message, code=code, headers=error.headers))
+    headers = {"Allow": _allowed_methods(request)} if error.status_code == 405 else error.headers
+    return error_response(ApiError(error.status_code, message, code=code, headers=headers))
+
+
+def _allowed_methods(request: Request) -> str:
+    """The methods of an address: each is a route of its own, and Starlette names those of the first alone."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    found = {
+        method for route in routes if route.matches(request.scope)[0] != Match.NONE for method in route.methods or ()
+    }
+    return ", ".join(sorted(found))
 
 
 def _handle_disconnect(_request: Request, _error: ClientDisconnect) -> Response:

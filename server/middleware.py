@@ -147,7 +147,7 @@ class BodyLimit:
         limit = _max_body_bytes(scope)
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced[:_MAX_LENGTH_DIGITS]) > limit:
-            await error_response(too_large(limit))(scope, receive, send)
+            await error_response(_too_large(limit))(scope, receive, send)
             return
         body = _CountedBody(receive, limit)
         has_endless_body = "transfer-encoding" in Headers(scope=scope)
@@ -186,7 +186,7 @@ class _CountedBody:
         self._num_bytes += len(message.get("body", b""))
         self.has_ended = not message.get("more_body", False)
         if self._num_bytes > self._limit:
-            raise too_large(self._limit)
+            raise _too_large(self._limit)
         return message
 
 
@@ -196,6 +196,11 @@ def _max_body_bytes(scope: Scope) -> int:
     if scope["method"] == "POST" and _PART_PATH.fullmatch(scope["path"]):
         return MAX_PART_UPLOAD_BYTES
     return MAX_JSON_BYTES
+
+
+def _too_large(limit: int) -> ApiError:
+    """The refusal of a body; of a file's with the way that larger ones go."""
+    return too_large(limit, advice=": send the file in parts, by POST /v1/uploads" if limit == MAX_UPLOAD_BYTES else "")
 
 
 def _complete_headers(headers: MutableHeaders, path: str, request_id: str) -> None:

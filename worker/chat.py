@@ -1,8 +1,10 @@
-"""Chats on this host: one at a time, by one engine process that stays loaded for a while.
+"""Chats on this host: one at a time, by an engine process for each model, two of which stay loaded for a while: a tuned
+model and its base, between which a question goes back and forth.
 
-A thread of its own takes requests from the broker and starts the engine, since the kernel ends a child with the thread
-that started it. The model has to fit beside what the host's running jobs need by plan, and beside what is free now; a
-job that is claimed later and needs the room gets it: the model goes.
+A thread of its own takes requests from the broker and starts the engines, since the kernel ends a child with the thread
+that started it. The models have to fit beside what the host's running jobs need by plan, and beside what is free now; a
+second one stays only where there is room for both. A job that is claimed later and needs the room gets it: they go, the
+one that was used last at last.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from worker.settings import WorkerSettings
 _POLL_S = 0.25  # how late a reader's leaving, and a job that needs the room, are seen
 _TAKE_S = 1.0
 _BROKER_PAUSE_S = 2.0
+_MAX_LOADED = 2
 # Beside the weights: the process itself, and a tenth for keys and values and the activations of a prompt.
 _BASE_BYTES = TYPICAL.base_bytes + TYPICAL.libraries_bytes
 _SPARE_SHARE = 0.1
@@ -51,29 +54,29 @@ class ChatService:
         self._settings = settings
         self._closed = threading.Event()
         self._make_room = threading.Event()
-        self._engine: ChatEngine | None = None
+        self._engines: list[ChatEngine] = []  # the one that was used last at the end
         self._thread = threading.Thread(target=self._live, name="chats", daemon=True)
 
     @property
     def is_loaded(self) -> bool:
         """Whether a model takes memory here."""
-        return self._engine is not None
+        return bool(self._engines)
 
     @property
     def engine_pid(self) -> int | None:
-        """The process that has the model, for whoever watches it."""
-        return None if self._engine is None else self._engine.pid
+        """The process of the model that was used last, for whoever watches it."""
+        return self._engines[-1].pid if self._engines else None
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
     def make_room(self) -> None:
-        """A job was claimed: the model goes, unless it fits beside."""
+        """A job was claimed: the models go, as far as they do not fit beside."""
         self._make_room.set()
 
     def close(self) -> None:
-        """End the thread, and with it the engine."""
+        """End the thread, and with it the engines."""
         self._closed.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -90,12 +93,12 @@ class ChatService:
                 except Exception:
                     # A defect of ours must cost one answer, not all chats until the worker's next start.
                     log.exception("chat_failed")
-                    self._unload()
+                    self._unload_all()
             inbox.leave()
         except UNREACHABLE_BROKER:
             pass
         finally:
-            self._unload()
+            self._unload_all()
             inbox.close()
 
     def _turn(self, inbox: ChatInbox) -> None:
@@ -107,59 +110,75 @@ class ChatService:
         self._let_go()
 
     def _let_go(self) -> None:
-        """End an engine that nobody has asked for some time, or whose room a job needs."""
-        engine = self._engine
-        if engine is None:
-            self._make_room.clear()
-        elif time.monotonic() - engine.used_at > self._settings.chat_idle_s or self._must_make_room():
-            self._unload()
+        """End the engines that nobody has asked for some time, or whose room a job needs."""
+        longest_s = self._settings.chat_idle_s
+        for engine in [engine for engine in self._engines if time.monotonic() - engine.used_at > longest_s]:
+            self._unload(engine)
+        self._give_room()
 
-    def _must_make_room(self) -> bool:
-        if self._engine is None or not self._make_room.is_set():
-            return False
+    def _give_room(self) -> None:
+        """Unload what does not fit beside the jobs any more, where one was claimed."""
+        if not self._make_room.is_set():
+            return
         self._make_room.clear()
+        if not self._engines:
+            return
         try:
-            free_bytes = self._planned_free_bytes()
+            free_bytes = self._planned_free_bytes() or 0
         except NOT_READY:
-            return True
-        return free_bytes is None or free_bytes < self._engine.needed_bytes
+            free_bytes = 0
+        while self._engines and free_bytes < self._loaded_bytes():
+            self._unload(self._engines[0])
+
+    def _loaded_bytes(self) -> int:
+        """What the loaded models take, as it was reckoned."""
+        return sum(engine.needed_bytes for engine in self._engines)
 
     def _answer(self, inbox: ChatInbox, request: ChatRequest) -> None:
         started = time.monotonic()
         try:
-            engine = self._load(inbox, request)
-            self._generate(inbox, request, engine, deadline=started + ANSWER_TIMEOUT_S)
+            engine = self._take_engine(request)
+            try:
+                self._wait_until_ready(inbox, request, engine)
+                self._generate(inbox, request, engine, deadline=started + ANSWER_TIMEOUT_S)
+            except EngineEndedError as error:
+                self._unload(engine)
+                log.warning("chat_engine_ended", model=request.model, error=str(error))
+                message = f"The process that answers for {request.model} has ended: {error}"
+                raise _RefusedError("engine_failed", message) from error
         except _RefusedError as error:
             inbox.send(request.id, error.event)
         except NOT_READY as error:
             log.warning("chat_without_database", error=first_line(error))
             event = {"type": "failed", "code": "database_unavailable", "message": "The worker's database is away."}
             inbox.send(request.id, event)
-        except EngineEndedError as error:
-            self._unload()
-            log.warning("chat_engine_ended", model=request.model, error=str(error))
-            message = f"The process that answers for {request.model} has ended: {error}"
-            inbox.send(request.id, {"type": "failed", "code": "engine_failed", "message": message})
         log.info("chat_answered", model=request.model, seconds=round(time.monotonic() - started, 3))
 
-    def _load(self, inbox: ChatInbox, request: ChatRequest) -> ChatEngine:
-        """The engine that has this model: the one that is here, or a new one where there is room for it."""
+    def _take_engine(self, request: ChatRequest) -> ChatEngine:
+        """The engine of this model: one that is here, or a new one where there is room for it, which has to load it."""
         folder = self._find_folder(request)
-        if self._engine is not None and self._engine.folder == folder and self._engine.is_alive:
-            return self._engine
-        self._unload()
+        for engine in self._engines:
+            if engine.folder == folder and engine.is_alive:
+                self._engines.remove(engine)
+                self._engines.append(engine)
+                return engine
         try:
             weight_bytes = loaded_bytes(read_model_folder(folder))
         except ModelError as error:
             raise _RefusedError("invalid_model", f"{request.model} cannot be used: {error.message}.") from error
         needed = round(weight_bytes * (1 + _SPARE_SHARE)) + _BASE_BYTES
-        self._check_room(request.model, needed)
-        self._engine = ChatEngine(self._settings, folder=folder, needed_bytes=needed)
+        self._make_place(request.model, needed)
+        place = min(set(range(_MAX_LOADED)) - {engine.place for engine in self._engines})
+        engine = ChatEngine(self._settings, folder=folder, needed_bytes=needed, place=place)
+        self._engines.append(engine)
+        return engine
+
+    def _wait_until_ready(self, inbox: ChatInbox, request: ChatRequest, engine: ChatEngine) -> None:
         deadline = time.monotonic() + ANSWER_TIMEOUT_S
         alive_at = 0.0
-        while not any(event["type"] == "ready" for event in self._engine.read(wait_s=_POLL_S)):
-            alive_at = self._check_on(inbox, request, deadline=deadline, alive_at=alive_at)
-        return self._engine
+        while not engine.is_ready:
+            engine.is_ready = any(event["type"] == "ready" for event in engine.read(wait_s=_POLL_S))
+            alive_at = self._check_on(inbox, request, engine, deadline=deadline, alive_at=alive_at)
 
     def _find_folder(self, request: ChatRequest) -> Path:
         try:
@@ -168,17 +187,34 @@ class ChatService:
             raise _RefusedError(error.code, error.message) from error
         return folder.resolve()
 
-    def _check_room(self, model: str, needed_bytes: int) -> None:
-        by_plan = self._planned_free_bytes()
-        if by_plan is None:
-            raise _RefusedError("no_room", "The host has only just started: try again in some seconds.")
-        free = min(by_plan, measure_device(find_gpus()).available_bytes)
+    def _make_place(self, model: str, needed_bytes: int) -> None:
+        """Unload what has to go for another model, the longest unused first.
+
+        Raises:
+            _RefusedError: there is no room for it even alone.
+        """
+        for engine in [engine for engine in self._engines if not engine.is_alive]:
+            self._unload(engine)
+        while len(self._engines) >= _MAX_LOADED or (self._engines and self._free_bytes() < needed_bytes):
+            self._unload(self._engines[0])
+        free = self._free_bytes()
         if free < needed_bytes:
             raise _RefusedError(
                 "no_room",
                 f"{model} needs {_gib(needed_bytes)} to answer, and {self._settings.worker_name} has {_gib(free)} free "
                 "beside its running jobs: try again when they have ended.",
             )
+
+    def _free_bytes(self) -> int:
+        """What is left for another model, by plan and now.
+
+        Raises:
+            _RefusedError: the host has not measured itself yet.
+        """
+        by_plan = self._planned_free_bytes()
+        if by_plan is None:
+            raise _RefusedError("no_room", "The host has only just started: try again in some seconds.")
+        return min(by_plan - self._loaded_bytes(), measure_device(find_gpus()).available_bytes)
 
     def _planned_free_bytes(self) -> int | None:
         """What this host's running jobs leave by plan; None before the host has measured itself."""
@@ -197,15 +233,17 @@ class ChatService:
                 if events[-1]["type"] in ("finished", "refused"):
                     return
             try:
-                alive_at = self._check_on(inbox, request, deadline=deadline, alive_at=alive_at)
+                alive_at = self._check_on(inbox, request, engine, deadline=deadline, alive_at=alive_at)
             except _RefusedError as error:
                 if error.event["code"] == "timeout":
-                    self._unload()  # it may hang in a model's template, which no stop ends
+                    self._unload(engine)  # it may hang in a model's template, which no stop ends
                 else:
                     engine.stop(request.id)
                 raise
 
-    def _check_on(self, inbox: ChatInbox, request: ChatRequest, *, deadline: float, alive_at: float) -> float:
+    def _check_on(
+        self, inbox: ChatInbox, request: ChatRequest, engine: ChatEngine, *, deadline: float, alive_at: float
+    ) -> float:
         """Whether to go on; tells the reader now and then that this worker does. Returns when it last did.
 
         Raises:
@@ -217,8 +255,8 @@ class ChatService:
             raise _RefusedError("reader_gone", "Nobody waits for this answer any more.")
         if time.monotonic() > deadline:
             raise _RefusedError("timeout", f"The answer was not complete after {ANSWER_TIMEOUT_S:.0f} s.")
-        if self._must_make_room():
-            self._unload()
+        self._give_room()
+        if engine not in self._engines:
             raise _RefusedError("no_room", "A job has started that needs the memory: try again when it has ended.")
         now = time.monotonic()
         if now - alive_at < ALIVE_EVERY_S:
@@ -227,10 +265,13 @@ class ChatService:
         inbox.send(request.id, {"type": "alive"})
         return now
 
-    def _unload(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+    def _unload(self, engine: ChatEngine) -> None:
+        self._engines.remove(engine)
+        engine.close()
+
+    def _unload_all(self) -> None:
+        while self._engines:
+            self._unload(self._engines[0])
 
 
 def _gib(num_bytes: int) -> str:

@@ -28,17 +28,21 @@ class ChatEngine:
         OSError: the process cannot be started.
     """
 
-    def __init__(self, settings: WorkerSettings, *, folder: Path, needed_bytes: int) -> None:
+    def __init__(self, settings: WorkerSettings, *, folder: Path, needed_bytes: int, place: int) -> None:
         self.folder = folder
+        self.place = place
+        """Its number among those that are loaded at once, which has a log of its own."""
         self.needed_bytes = needed_bytes
         """What it takes, as it was reckoned before it was loaded."""
+        self.is_ready = False
+        """Whether it has said that its model is loaded."""
         self.used_at = time.monotonic()
-        place = settings.data_dir / "chat" / settings.worker_name
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (place / "engine.log").unlink(missing_ok=True)
+        own = settings.data_dir / "chat" / settings.worker_name / str(place)
+        own.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (own / "engine.log").unlink(missing_ok=True)
         self._process = EngineProcess(
             [*settings.engine_command, "chat", "--model", str(folder)],
-            folder=place,
+            folder=own,
             environment=engine_environment(num_threads=settings.engine_threads),
             with_pipes=True,
         )

@@ -82,13 +82,15 @@ class ChatEncoder:
             str(token) for token in {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_encoder)}
         )
 
-    def prompt_ids(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer.
 
         Raises:
-            RowError: the template refuses the conversation.
+            RowError: the template refuses the conversation, or leaves its tools out.
         """
-        return self.text_ids(self._render(messages, (), add_generation_prompt=True))
+        text = self._render(messages, tools, add_generation_prompt=True)
+        self._check_tools(ChatRow("", tuple(messages), tuple(tools)), text)
+        return self.text_ids(text)
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of a text alone, without the special tokens that a tokenizer adds around it."""

@@ -10,14 +10,17 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import FileResponse, Response, StreamingResponse
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.types import Message, Receive, Scope, Send
 
 from jobs import files, quotas, reads
 from jobs.errors import InvalidRequestError
 from jobs.file_expiry import MAX_SECONDS, MIN_SECONDS
+from jobs.models import File
 from server import schemas
 from server.deps import Caller, ServicesDep, UploadForm, authenticated
 from server.describe import describe_file
+from server.errors import ApiError, error_response
 from server.schemas import Purpose
 
 router = APIRouter(prefix="/v1/files", dependencies=[Depends(authenticated)])
@@ -40,7 +43,7 @@ def create_file(form: UploadForm, caller: Caller, services: ServicesDep) -> sche
         storage_url=services.settings.storage_url,
         owner=caller.home,
         filename=display_name(upload.filename or ""),
-        purpose=purpose,
+        purpose=schemas.shown_purpose(purpose),
         expires_after_s=expires_after_s,
     )
     return describe_file(file)
@@ -58,7 +61,7 @@ def list_files(
         owner=caller.view,
         limit=query.limit,
         after=query.after,
-        purpose=query.purpose,
+        purpose=None if query.purpose is None else schemas.shown_purpose(query.purpose),
         project_id=query.project_id,
         ascending=query.order == "asc",
     )
@@ -80,12 +83,17 @@ def get_content(file_id: str, caller: Caller, services: ServicesDep) -> Response
     content = files.read_content(file, data_dir=services.settings.data_dir)
     media_type = "application/octet-stream"
     if isinstance(content, Path):
-        return FileResponse(content, media_type=media_type, filename=file.filename)
-    headers = {
-        "Content-Disposition": f"attachment; filename*=utf-8''{quote(file.filename, safe='')}",
-        "Content-Length": str(file.num_bytes),
-    }
-    return StreamingResponse(content, media_type=media_type, headers=headers)
+        return _Content(content, media_type=media_type, filename=file.filename)
+    return StreamingResponse(content, media_type=media_type, headers=_headers_of_object(file))
+
+
+@router.head("/{file_id}/content", response_class=Response)
+def get_content_head(file_id: str, caller: Caller, services: ServicesDep) -> Response:
+    """How long one file's bytes are, and whether ranges are given, which downloads ask before they begin or go on."""
+    file = reads.get_file(services.db, owner=caller.view, file_id=file_id)
+    if files.stored_path(file, data_dir=services.settings.data_dir) is not None:
+        return get_content(file_id, caller, services)
+    return Response(media_type="application/octet-stream", headers=_headers_of_object(file))
 
 
 @router.delete("/{file_id}")
@@ -94,6 +102,46 @@ def delete_file(file_id: str, caller: Caller, services: ServicesDep) -> schemas.
     file = reads.get_file(services.db, owner=caller.view, file_id=file_id)
     files.delete_file(services.db, file, data_dir=services.settings.data_dir)
     return schemas.DeletedFile(id=file.id)
+
+
+def _headers_of_object(file: File) -> dict[str, str]:
+    """Of the bytes of a file that lies in an object store."""
+    return {
+        "Content-Disposition": f"attachment; filename*=utf-8''{quote(file.filename, safe='')}",
+        "Content-Length": str(file.num_bytes),
+    }
+
+
+class _Content(FileResponse):
+    """The bytes of a file, or the ranges of them that were asked for. Starlette refuses ranges in plain text, and so
+    they are refused here once more."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the bytes, or say why not."""
+        refusal: ApiError | None = None
+
+        async def send_unless_refused(message: Message) -> None:
+            nonlocal refusal
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                refusal = _refuse_range(message)
+            if refusal is None:
+                await send(message)
+
+        await super().__call__(scope, receive, send_unless_refused)
+        if refusal is not None:
+            await error_response(refusal)(scope, receive, send)
+
+
+def _refuse_range(message: Message) -> ApiError:
+    if message["status"] == 416:
+        size = Headers(raw=message["headers"])["content-range"]
+        return ApiError(
+            416,
+            f"The range begins behind the end of the file, which has {size.rpartition('/')[2]} bytes.",
+            code="invalid_range",
+            headers={"Content-Range": size},
+        )
+    return ApiError(400, "The header Range is not one of bytes, such as `bytes=0-499`.", code="invalid_range")
 
 
 def display_name(filename: str) -> str:

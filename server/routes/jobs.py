@@ -28,7 +28,8 @@ from server.sse import EventStreamResponse, stream_jobs
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", dependencies=[Depends(authenticated)])
 
-_METADATA_PARAMETER = re.compile(r"metadata\[(.{1,64})\]")
+_METADATA_PARAMETER = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+_MAX_PARAM_CHARS = 74  # metadata[], and 64 of a key
 
 
 @router.post("", response_model=schemas.FineTuningJob)
@@ -47,7 +48,7 @@ async def create_job(
     return Response(job.model_dump_json(), media_type="application/json", headers=headers)
 
 
-@router.get("", response_model=None)
+@router.get("", response_model=None, responses={200: {"model": schemas.JobList}})
 def list_jobs(
     request: Request,
     caller: Caller,
@@ -142,7 +143,11 @@ def _submit(
     spec = body.to_spec()
     source = catalog.resolve_model(services.db, services.settings, owner=caller.view, name=spec.model)
     spec = _check_files(spec, references.files)
-    planned = replace(_plan(services, spec, source, references.room), check_files=services.settings.data_checks)
+    planned = replace(
+        _plan(services, spec, source, references.room),
+        check_files=services.settings.data_checks,
+        file_ids=tuple(references.files),
+    )
     owner, key_id, metadata = caller.home, caller.api_key_id, body.metadata or {}
     if arrival is None:
         job = submission.submit(services.db, planned=planned, owner=owner, api_key_id=key_id, metadata=metadata)
@@ -204,11 +209,15 @@ def _check_files(spec: JobSpec, files: Mapping[str, ReferredFile]) -> JobSpec:
 def _read_metadata_filter(request: Request) -> dict[str, str] | None:
     """`metadata[key]=value` pairs of the query; `metadata=null` asks for jobs without any."""
     pairs: dict[str, str] = {}
+    asks_for_none = False
     for name, value in request.query_params.multi_items():
         if match := _METADATA_PARAMETER.fullmatch(name):
-            pairs[match[1]] = value
+            if pairs.setdefault(match[1], value) != value:
+                raise InvalidRequestError("No job has two values of one key.", param=name[:_MAX_PARAM_CHARS])
         elif name == "metadata":
             if value != "null":
                 raise InvalidRequestError("Filter by metadata[key]=value or metadata=null.", param="metadata")
-            return {}
-    return pairs or None
+            asks_for_none = True
+    if asks_for_none and pairs:
+        raise InvalidRequestError("Filter by metadata[key]=value or by metadata=null, not by both.", param="metadata")
+    return {} if asks_for_none else pairs or None

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from jobs import catalog, reads, tuned_models
+from jobs import catalog, checkpoint_names, reads, tuned_models
 from jobs.errors import InvalidRequestError, NotFoundError
 from lomo_core.errors import ModelError
 from lomo_core.gguf.export import GgufModel
@@ -65,13 +65,17 @@ def delete_model(model: str, caller: Caller, services: ServicesDep) -> schemas.D
 
 @router.get("/{model:path}")
 def get_model(model: str, caller: Caller, services: ServicesDep) -> schemas.Model:
-    """One model by name."""
+    """One model by name; a checkpoint, too, as long as its job keeps it."""
     tuned = reads.find_model(services.db, owner=caller.view, model_id=model)
     if tuned is not None:
         return describe_model(tuned)
     for base in _base_models(services):
         if base.id == model:
             return base
+    checkpoint = checkpoint_names.find(services.db, owner=caller.view, name=model)
+    if checkpoint is not None and checkpoint.created_at is not None:
+        created = int(checkpoint.created_at.timestamp())
+        return schemas.Model(id=model, created=created, owned_by=caller.organization_id)
     message = f"The model {model!r} does not exist. GET /v1/models lists the models of this server."
     raise NotFoundError(message, code="model_not_found", param="model")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -27,9 +28,10 @@ from server.sse import EventStreamResponse, stream_feed
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", dependencies=[Depends(authenticated)])
 
 _MAX_SEQ_DIGITS = 18  # of 19 in a bigint
+_QUALITY = re.compile(r"(0(\.[0-9]{0,3})?|1(\.0{0,3})?)")
 
 
-@router.get("/events", response_model=None)
+@router.get("/events", response_model=None, responses={200: {"model": schemas.EventList}})
 def list_events(
     request: Request,
     job_id: str,
@@ -44,7 +46,7 @@ def list_events(
     return _stream(EVENTS, request, job_id, caller, services, query=query)
 
 
-@router.get("/logs", response_model=None)
+@router.get("/logs", response_model=None, responses={200: {"model": schemas.LogList}})
 def list_logs(
     request: Request,
     job_id: str,
@@ -71,12 +73,13 @@ def list_checkpoints(
     job = reads.get_job(services.db, owner=caller.view, job_id=job_id)
     page = reads.list_checkpoints(services.db, owner=caller.view, job_id=job_id, limit=query.limit, after=query.after)
     spec = read_stored(job.spec)
-    data = [describe_checkpoint(checkpoint, spec) for checkpoint in page.items]
+    accuracies = reads.accuracies_at(services.db, job_id=job_id, steps=[item.step for item in page.items])
+    data = [describe_checkpoint(item, spec, accuracies.get(item.step, (None, None))) for item in page.items]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return schemas.CheckpointList(data=data, first_id=first, last_id=last, has_more=page.has_more)
 
 
-@router.get("/metrics", response_model=None)
+@router.get("/metrics", response_model=None, responses={200: {"model": schemas.JobMetrics}})
 def get_metrics(
     request: Request,
     job_id: str,
@@ -106,8 +109,18 @@ def get_metrics(
 
 
 def _asks_for_stream(request: Request, stream: bool | None) -> bool:
-    """Whether the answer is to be a stream: as the query says, else as the Accept header does."""
-    return "text/event-stream" in request.headers.get("accept", "") if stream is None else stream
+    """Whether the answer is to be a stream: as the query says, else where the Accept header prefers one to JSON."""
+    if stream is not None:
+        return stream
+    accepted = dict(map(_read_media_range, request.headers.get("accept", "").split(",")))
+    return accepted.get("text/event-stream", 0.0) > accepted.get("application/json", 0.0)
+
+
+def _read_media_range(text: str) -> tuple[str, float]:
+    """A media type and how much it is wanted, 0 to 1 (RFC 9110, 12.5.1). What is no number counts as not given."""
+    name, *parameters = (part.strip().lower() for part in text.split(";"))
+    quality = next((part.removeprefix("q=") for part in parameters if part.startswith("q=")), "1")
+    return name, float(quality) if _QUALITY.fullmatch(quality) else 1.0
 
 
 def _stream(
@@ -148,6 +161,6 @@ def _read_position(feed: Feed, job_id: str, text: str | None) -> int:
         return int(text)
     seq = parse_log_line_id(job_id, text) if feed is LOG else parse_event_id(job_id, text)
     if seq is None:
-        what = "lines of its log" if feed is LOG else "events"
-        raise InvalidRequestError(f"{job_id} is read after the number or the id of one of its {what}.", param="after")
+        what = "a line of its log" if feed is LOG else "one of its events"
+        raise InvalidRequestError(f"{job_id} is read after the number or the id of {what}.", param="after")
     return seq

@@ -29,7 +29,7 @@ def create_upload(body: UploadBody, caller: Caller, services: ServicesDep) -> sc
         services.db,
         owner=caller.home,
         filename=display_name(body.filename),
-        purpose=body.purpose,
+        purpose=schemas.shown_purpose(body.purpose),
         num_bytes=body.bytes,
         file_expires_after_s=None if body.expires_after is None else body.expires_after.seconds,
     )

@@ -23,6 +23,7 @@ from server.schemas.files import FileObject as FileObject
 from server.schemas.files import Purpose as Purpose
 from server.schemas.files import Upload as Upload
 from server.schemas.files import UploadPart as UploadPart
+from server.schemas.files import shown_purpose as shown_purpose
 from server.schemas.hosts import Host as Host
 from server.schemas.hosts import HostList as HostList
 from server.schemas.hosts import Readiness as Readiness

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+Cursor = Annotated[str | None, AfterValidator(lambda after: after or None)]
+"""The id of the last item that the caller has. Empty, as at the beginning of a shell's loop: of none yet."""
 
 
 class Request(BaseModel):

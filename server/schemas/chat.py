@@ -13,16 +13,16 @@ from server.schemas.base import Answer, Request
 
 MAX_TOKENS = 4096
 """Of one answer: at the 20 tokens a second of a small model on a CPU it takes as long as a worker may (300 s)."""
+MAX_ANSWERS = 8
+"""Of one request; they are written one after the other, and eight chats are what waits for a worker at most."""
 _MAX_STOPS = 4  # as OpenAI
 _MAX_STOP_CHARS = 256
 
 # What is accepted at the values that ask for nothing (None, "", [], {}, False, 0 always do), and why not otherwise.
 _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
-    "n": ((1,), "one answer per request; send several requests"),
-    "tools": ((), "models cannot be given tools here"),
-    "tool_choice": (("none", "auto"), "models cannot be given tools here"),
-    "functions": ((), "models cannot be given functions here"),
-    "function_call": (("none", "auto"), "models cannot be given functions here"),
+    "tool_choice": (("none", "auto"), "the model alone decides whether it calls a function"),
+    "functions": ((), "give the functions as tools"),
+    "function_call": (("none", "auto"), "give the functions as tools"),
     "logprobs": ((), "log probabilities are not returned"),
     "top_logprobs": ((), "log probabilities are not returned"),
     "logit_bias": ((), "token biases are not supported"),
@@ -35,6 +35,7 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "reasoning_effort": (("none",), "these models have no reasoning effort"),
     "verbosity": ((), "these models have no verbosity"),
     "web_search_options": ((), "there is no web search"),
+    "moderation": ((), "nothing is moderated here"),
 }
 
 
@@ -45,26 +46,61 @@ class _TextPart(Request):
     text: str
 
 
+class _CalledFunction(Request):
+    """What was called: its name, and its arguments as JSON."""
+
+    name: Annotated[str, Field(min_length=1)]
+    arguments: str
+
+
+class _ToolCall(Request):
+    """A call that an earlier answer asked for."""
+
+    id: Annotated[str, Field(min_length=1)]
+    type: Literal["function"] = "function"
+    function: _CalledFunction
+
+
 class ChatMessage(Answer):
     """One message. What clients send back of an answer (nulls, empty lists) is accepted."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[_TextPart], Field(min_length=1)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[_TextPart], Field(min_length=1)] | None = None
+    """Text; null only beside `tool_calls`."""
+    tool_calls: list[_ToolCall] | None = None
+    """Of the assistant: what it called."""
+    tool_call_id: str | None = None
+    """Of a tool: the call that this is the answer to."""
 
     @model_validator(mode="after")
     def _refuse_the_unseen(self) -> Self:
         """Refuse what the model would not see."""
         for name, value in (self.model_extra or {}).items():
             if value not in (None, [], {}, ""):
-                raise ValueError(f"{name[:64]!r} of a message is not supported: only role and content are")
+                raise ValueError(f"{name[:64]!r} of a message is not supported: only role, content and tool calls are")
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message needs content")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only the assistant's messages have tool_calls")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("a message of the role tool needs a tool_call_id, and no other has one")
         return self
 
     @property
     def text(self) -> str:
         """The content in one piece."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
+
+    def as_turn(self) -> dict[str, Any]:
+        """What the engine gets: keys that do not apply are left out."""
+        body: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+        if self.tool_calls:
+            body["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            body["tool_call_id"] = self.tool_call_id
+        return body
 
 
 class StreamOptions(Request):
@@ -88,9 +124,11 @@ class CreateChat(Request):
     stop: str | list[str] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = None
+    """Answers; with a seed the second is drawn with the next one, and so on."""
+    tools: list[dict[str, Any]] | None = None
+    """Functions that the model may call, where its chat template has tools."""
 
-    n: Any = None
-    tools: Any = None
     tool_choice: Any = None
     functions: Any = None
     function_call: Any = None
@@ -106,6 +144,7 @@ class CreateChat(Request):
     reasoning_effort: Any = None
     verbosity: Any = None
     web_search_options: Any = None
+    moderation: Any = None
 
     user: Any = None
     metadata: Any = None
@@ -114,6 +153,7 @@ class CreateChat(Request):
     safety_identifier: Any = None
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
+    prompt_cache_options: Any = None
     parallel_tool_calls: Any = None
 
     @field_validator(*_NEUTRAL)
@@ -134,18 +174,16 @@ class CreateChat(Request):
             raise ValueError(f"a stop text has 1 to {_MAX_STOP_CHARS} characters")
         return value
 
-    def turn(self) -> dict[str, Any]:
-        """What the engine is to do (`lomo_core.chat.ChatTurn`)."""
-        roles = {"developer": "system"}
+    def turn(self, index: int) -> dict[str, Any]:
+        """What the engine is to do for an answer, of which there are `n` (`lomo_core.chat.ChatTurn`)."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return {
-            "messages": [
-                {"role": roles.get(message.role, message.role), "content": message.text} for message in self.messages
-            ],
+            "messages": [message.as_turn() for message in self.messages],
+            "tools": [] if self.tool_choice == "none" else self.tools or [],
             "max_tokens": self.max_completion_tokens or self.max_tokens,
             "temperature": 1.0 if self.temperature is None else self.temperature,
             "top_p": 1.0 if self.top_p is None else self.top_p,
-            "seed": self.seed,
+            "seed": None if self.seed is None else self.seed + index,
             "stop": stops,
         }
 

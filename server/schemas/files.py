@@ -48,6 +48,12 @@ class FileList(EdgedPage):
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 
 
+def shown_purpose(purpose: str) -> str:
+    """The purpose that a file is kept and shown with. Clients may ask for `evals`, but OpenAI's type of a file does not
+    know it, and a client that holds answers against its types could list no files any more."""
+    return "user_data" if purpose == "evals" else purpose
+
+
 class ExpiresAfter(Request):
     """How long the file is to be there."""
 

@@ -38,12 +38,15 @@ class Hyperparameters(Request):
     n_epochs: Annotated[
         Epochs | None, BeforeValidator(_none_for_auto, json_schema_input_type=Epochs | Literal["auto"] | None)
     ] = None
+    """Passes over the training file; by default 1."""
     batch_size: Annotated[
         BatchSize | None, BeforeValidator(_none_for_auto, json_schema_input_type=BatchSize | Literal["auto"] | None)
     ] = None
+    """Rows of a step, or sequences where they are packed; by default the largest of 4, 2 and 1 that fits."""
     learning_rate_multiplier: Annotated[
         Multiplier | None, BeforeValidator(_none_for_auto, json_schema_input_type=Multiplier | Literal["auto"] | None)
     ] = None
+    """Times `lomo.learning_rate`, which may so become 1e-12 to 10; by default 1."""
 
 
 class Supervised(Request):
@@ -65,16 +68,25 @@ class CreateJob(Request):
     """The body of `POST /v1/fine_tuning/jobs`."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    """The name of a base model, a tuned model or a checkpoint."""
     training_file: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    """Id of a file of purpose `fine-tune`."""
     validation_file: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+    """Id of a file that is evaluated on and not trained on."""
     suffix: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+    """Part of the tuned model's name: printable characters."""
     seed: Annotated[int, Field(ge=0, lt=NUM_SEEDS)] | None = None
+    """Of all that is random in the run; by default drawn, and then on the job."""
     metadata: Metadata | None = None
+    """What lists of jobs can be filtered by."""
     integrations: Annotated[list[Integration], Field(max_length=MAX_INTEGRATIONS)] | None = None
+    """Tools that are told of the run."""
     hyperparameters: Hyperparameters | None = None
     """Deprecated by OpenAI in favour of `method`, still sent by older clients."""
     method: Method | None = None
+    """How to train: supervised is the only one here."""
     lomo: RequestedOptions | None = None
+    """What is this server's own: the engine's options."""
 
     @field_validator("suffix")
     @classmethod

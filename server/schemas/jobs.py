@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import ConfigDict, Field
 
 from jobs.spec import Choosable, Integration, LomoOptions
 from server.schemas.base import Answer, EdgedPage, Page
@@ -12,7 +12,7 @@ from server.schemas.data import DataFigures
 
 
 class UsedHyperparameters(Answer):
-    """The hyperparameters as used: numbers, never "auto"; None where another version's job cannot be read."""
+    """The hyperparameters as used: numbers, never "auto"; null where another version's job cannot be read."""
 
     n_epochs: int | None
     batch_size: int | None
@@ -53,12 +53,16 @@ class Evaluation(Answer):
 
 class Memory(Answer):
     """Bytes by category: planned (at the job's creation for rows as long as they may be, from its start on for the
-    longest batch of its data) and measured, at the step with the highest peak. None: not known."""
+    longest batch of its data) and measured, at the step with the highest peak. null: not known."""
 
     planned: dict[str, int] | None = None
+    """`parameters_bytes`, `gradients_bytes`, `optimizer_bytes`, `activations_bytes`, `other_bytes`, `peak_bytes`."""
     measured: dict[str, int] | None = None
+    """The same."""
     measured_peak_bytes: int | None = None
+    """`peak_bytes` of `measured`."""
     planned_peak_bytes: int | None = None
+    """`peak_bytes` of `planned`."""
 
 
 class RunState(Answer):
@@ -67,10 +71,15 @@ class RunState(Answer):
     project_id: str | None
     """Of the key that created the job."""
     attempt: int
+    """How many times a worker has claimed it."""
     failures: int
+    """How many attempts were lost, with their engine or worker."""
     host: str | None
+    """The worker host of the latest attempt."""
     started_at: int | None
+    """When it was first claimed."""
     cancel_requested: bool
+    """Its worker has been asked to end it, and has not done so yet."""
     pause_requested: bool
     """Its worker has been asked to pause it, and has not done so yet."""
     queue_position: int | None
@@ -79,30 +88,35 @@ class RunState(Answer):
     """Why a queued job waits, as of this answer: `memory: ...`, `slot: ...`, `quota: ...` or
     `worker: ...`."""
     step: int
+    """Steps done."""
     total_steps: int | None
+    """Steps of the whole run."""
     loss: float | None
+    """Of the latest step, in nats a token."""
     tokens_per_second: float | None
+    """Of the latest step, padding not counted."""
     eta_s: float | None
+    """Seconds until the last step."""
     num_parameters: int | None
+    """Of the model."""
     num_train_rows: int | None
+    """Of the training file, as far as they are trained on."""
     device: str | None
+    """What the run computes on."""
     device_bytes: int | None
+    """Memory of that device."""
     memory: Memory
+    """Planned and measured."""
     data: DataFigures | None = None
-    """What the check of the files has found; None before, and where they were not checked."""
+    """What the check of the files has found; null before, and where they were not checked."""
     evaluations: list[Evaluation]
+    """The first, and the latest 99."""
     weights_sha256: str | None
+    """Of the tuned model: the same seed and data give the same weights."""
     model_path: str | None
     """Absolute folder of the tuned model once the job has succeeded."""
-    loss_curve: list[tuple[int, float]] | None = None
-    """Only in a list that was asked for it."""
-
-    @model_serializer(mode="wrap")
-    def _without_unasked_curve(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        body: dict[str, Any] = handler(self)
-        if self.loss_curve is None:
-            del body["loss_curve"]
-        return body
+    loss_curve: list[tuple[int, float]] | None = Field(default=None, exclude_if=lambda curve: curve is None)
+    """Step and loss, at most 48 points; only in a list that was asked for it."""
 
 
 class JobLomo(LomoOptions, RunState):
@@ -127,7 +141,7 @@ class FineTuningJob(Answer):
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
     id: str
     model: str | None
-    """None, like the other fields of the request, where another version's job cannot be read."""
+    """null, like the other fields of the request, where another version's job cannot be read."""
     created_at: int
     finished_at: int | None
     fine_tuned_model: str | None
@@ -146,6 +160,7 @@ class FineTuningJob(Answer):
     method: UsedMethod
     metadata: dict[str, str]
     lomo: JobLomo | ForeignLomo
+    """What is this server's own: the engine's options as used, and how the run stands."""
 
 
 class DeletedJob(Answer):
@@ -173,11 +188,16 @@ class JobEvent(Answer):
 
 
 class CheckpointMetrics(Answer):
-    """OpenAI's metrics of a checkpoint, as far as they are known."""
+    """OpenAI's metrics of a checkpoint, as far as they are known: the validation file's where it was evaluated at that
+    step, and always of all its rows."""
 
     step: int
     train_loss: float | None
+    train_mean_token_accuracy: float | None
     valid_loss: float | None
+    valid_mean_token_accuracy: float | None
+    full_valid_loss: float | None
+    full_valid_mean_token_accuracy: float | None
 
 
 class JobCheckpoint(Answer):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from server.schemas.base import Answer
+from server.schemas.base import Answer, Cursor
 
 # Of events some 600 bytes each; OpenAI documents no upper limit.
 _MAX_PAGE = 1000
@@ -20,7 +20,7 @@ class JobsQuery(Answer):
     """The query of a list of jobs. `metadata[key]` is read beside it."""
 
     limit: int = Field(default=20, ge=1, le=100)
-    after: str | None = None
+    after: Cursor = None
     include: list[Literal["loss_curve"]] = Field(default=[], alias="include[]")
     stream: bool = False
     project_id: str | None = None
@@ -29,7 +29,7 @@ class JobsQuery(Answer):
 class _FeedQuery(Answer):
     """What every query has that may ask for a stream."""
 
-    after: str | None = None
+    after: Cursor = None
     stream: bool | None = None
     """None: as the Accept header says."""
     pings: bool = False
@@ -52,7 +52,7 @@ class CheckpointsQuery(Answer):
     """The query of a job's checkpoints."""
 
     limit: int = Field(default=10, ge=1, le=_MAX_PAGE)
-    after: str | None = None
+    after: Cursor = None
 
 
 class MetricsQuery(_FeedQuery):
@@ -73,7 +73,7 @@ class FilesQuery(Answer):
     """The query of a list of files."""
 
     limit: int = Field(default=10_000, ge=1, le=10_000)
-    after: str | None = None
+    after: Cursor = None
     order: Literal["asc", "desc"] = "desc"
     purpose: str | None = None
     project_id: str | None = None
@@ -83,7 +83,7 @@ class WebhooksQuery(Answer):
     """The query of a list of webhook endpoints."""
 
     limit: int = Field(default=20, ge=1, le=100)
-    after: str | None = None
+    after: Cursor = None
 
 
 class ExportQuery(Answer):

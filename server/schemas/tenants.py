@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from jobs.key_admin import DEFAULT_GRACE_S
-from server.schemas.base import Answer, EdgedPage, Request
+from server.schemas.base import Answer, Cursor, EdgedPage, Request
 
 Name = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")
@@ -189,7 +189,7 @@ class TenantsQuery(Answer):
     """The query of a list of organizations, projects or keys."""
 
     limit: int = Field(default=20, ge=1, le=100)
-    after: str | None = None
+    after: Cursor = None
 
 
 class ProjectsQuery(TenantsQuery):

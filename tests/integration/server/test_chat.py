@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 import redis
 import torch
@@ -24,8 +25,8 @@ from jobs.db import Database
 from local.postgres import Postgres
 from local.valkey import Valkey
 from lomo_core import events as engine
-from tests.support.tiny_model import make_tiny_model
-from worker.chat import ChatService
+from tests.support.tiny_model import TOOL_TEMPLATE, make_tiny_model
+from worker.chat import _BASE_BYTES, ChatService
 from worker.settings import WorkerSettings
 
 from ...conftest import KnownShapes, WaitUntil, fresh_database
@@ -169,6 +170,25 @@ def test_the_official_client_plain_and_streaming(chats: Chats, client: openai.Op
     assert chats.service.is_loaded
 
 
+def test_several_answers_to_one_question(chats: Chats, client: openai.OpenAI) -> None:
+    create: Any = client.chat.completions.create
+    one, next_one = (create(**(SAMPLED | {"seed": seed})) for seed in (7, 8))
+    both = create(**SAMPLED, n=2)
+    texts = [one.choices[0].message.content, next_one.choices[0].message.content]
+    assert [(choice.index, choice.message.content) for choice in both.choices] == list(enumerate(texts))
+    assert both.usage.prompt_tokens == one.usage.prompt_tokens
+    assert both.usage.completion_tokens == one.usage.completion_tokens + next_one.usage.completion_tokens
+
+    chunks = list(create(**SAMPLED, n=2, stream=True, stream_options={"include_usage": True}))
+    streamed, ends = ["", ""], []
+    for choice in (choice for chunk in chunks for choice in chunk.choices):
+        streamed[choice.index] += choice.delta.content or ""
+        ends += [choice.index] * (choice.finish_reason is not None)
+    assert (streamed, ends) == (texts, [0, 1])
+    assert chunks[-1].usage == both.usage
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
 def test_the_bytes_of_a_stream(chats: Chats) -> None:
     response = post(chats.site, messages=QUESTION, stream=True, max_completion_tokens=2, temperature=0)
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -184,8 +204,10 @@ def test_the_bytes_of_a_stream(chats: Chats) -> None:
 @pytest.mark.parametrize(
     ("changes", "param", "text"),
     [
-        ({"n": 2}, "n", "several requests"),
-        ({"tools": [{"type": "function"}]}, "tools", "cannot be given tools"),
+        ({"n": 9}, "n", "less than or equal to 8"),
+        ({"moderation": {"model": "x"}}, "moderation", "nothing is moderated"),
+        ({"tool_choice": "required"}, "tool_choice", "the model alone decides"),
+        ({"functions": [{"name": "look"}]}, "functions", "give the functions as tools"),
         ({"logprobs": True}, "logprobs", "not returned"),
         ({"frequency_penalty": 0.5}, "frequency_penalty", "penalties are not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format", "only plain text"),
@@ -194,7 +216,8 @@ def test_the_bytes_of_a_stream(chats: Chats) -> None:
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
         ({"temprature": 1}, "temprature", "Unknown key"),
         ({"messages": []}, "messages", "at least 1"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "'assistant'"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0", "needs a tool_call_id"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages.0", "needs content"),
     ],
 )
 def test_what_would_change_the_answer_is_refused(site: Site, changes: dict[str, Any], param: str, text: str) -> None:
@@ -223,12 +246,69 @@ def test_what_changes_nothing_is_accepted(chats: Chats) -> None:
         frequency_penalty=0,
         presence_penalty=0.0,
         logit_bias=None,
+        moderation=None,
+        prompt_cache_options={"mode": "auto"},
         tools=[],
         tool_choice="auto",
         response_format={"type": "text"},
     )
     assert response.status_code == 200, response.text
     assert response.json()["usage"]["completion_tokens"] == 1
+
+
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+def teach(folder: Path, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> None:
+    """Train a model until it goes through this conversation by heart."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([tokenizer.apply_chat_template(messages, tools=tools, return_dict=True)["input_ids"]])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for _ in range(300):
+            loss = model(ids, labels=ids).loss
+            if loss < 0.02:
+                break
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert loss < 0.02
+    model.save_pretrained(folder)
+
+
+def test_a_model_that_calls_a_function(chats: Chats, client: openai.OpenAI) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": {"word": "sun"}}}
+    answered = {"role": "tool", "tool_call_id": "call_1", "content": "day"}
+    conversation = [*QUESTION, {"role": "assistant", "content": "", "tool_calls": [call]}, answered]
+    folder = make_tiny_model(chats.site.settings.data_dir / "models" / "caller", template=TOOL_TEMPLATE)
+    teach(folder, [*conversation, {"role": "assistant", "content": "It is day."}], [TOOL])
+    create: Any = client.chat.completions.create
+    body = {"model": "caller", "tools": [TOOL], "temperature": 0, "max_tokens": 128}
+
+    asked = create(**body, messages=QUESTION)
+    assert asked.choices[0].finish_reason == "tool_calls"
+    message = asked.choices[0].message
+    assert (message.content, [each.function.name for each in message.tool_calls]) == (None, ["look"])
+    assert json.loads(message.tool_calls[0].function.arguments) == {"word": "sun"}
+    told = create(
+        **body, messages=[*QUESTION, message.to_dict(), answered | {"tool_call_id": message.tool_calls[0].id}]
+    )
+    assert (told.choices[0].message.content, told.choices[0].finish_reason) == ("It is day.", "stop")
+
+    *_, called, end = create(**body, messages=QUESTION, stream=True)
+    assert called.choices[0].delta.tool_calls[0].function.to_dict() == message.tool_calls[0].function.to_dict()
+    assert end.choices[0].finish_reason == "tool_calls"
+
+
+def test_a_template_without_tools_is_told_of_none(chats: Chats) -> None:
+    for model in (CHAT_MODEL, PLAIN_MODEL):
+        refused = post(chats.site, model=model, messages=QUESTION, tools=[TOOL])
+        assert (refused.status_code, error_of(refused)["code"]) == (400, "invalid_messages")
+        assert "template" in error_of(refused)["message"]
+    unasked = post(chats.site, messages=QUESTION, tools=[TOOL], tool_choice="none", max_tokens=1)
+    assert unasked.status_code == 200
 
 
 def test_what_only_the_model_can_tell(chats: Chats) -> None:
@@ -264,6 +344,47 @@ def test_a_job_that_needs_the_room_gets_it(chats: Chats) -> None:
         site.wait_until(lambda: not service.is_loaded, 10, "the model to go")
     finally:
         register_host(site.db, HOST, available_bytes=2**36)
+
+
+def ask_in_turn(site: Site, service: ChatService, *models: str) -> list[psutil.Process]:
+    """The processes that answer one question after the other."""
+    processes = []
+    for model in models:
+        assert post(site, model=model, messages=QUESTION, max_tokens=1).is_success
+        processes.append(psutil.Process(service.engine_pid))
+    return processes
+
+
+def test_a_model_and_its_base_stay_loaded_side_by_side(chats: Chats) -> None:
+    site, service = chats.site, chats.service
+    tuned, base, tuned_again, base_again = ask_in_turn(site, service, *[CHAT_MODEL, PLAIN_MODEL] * 2)
+    assert (tuned_again, base_again) == (tuned, base)
+    assert tuned != base
+    # A third takes the place of the one that nobody has asked for longest.
+    third, base_again = ask_in_turn(site, service, LONG_MODEL, PLAIN_MODEL)
+    assert base_again == base
+    assert third.is_running()
+    assert not tuned.is_running()
+
+
+def test_a_job_that_needs_the_room_of_one_gets_that_of_the_one_used_before(chats: Chats) -> None:
+    site, service = chats.site, chats.service
+    first, second = ask_in_turn(site, service, CHAT_MODEL, PLAIN_MODEL)
+    register_host(site.db, HOST, available_bytes=_BASE_BYTES * 3 // 2)
+    try:
+        service.make_room()
+        site.wait_until(lambda: not first.is_running(), 10, "the first model to go")
+        assert second.is_running()
+    finally:
+        register_host(site.db, HOST, available_bytes=2**36)
+
+
+def test_a_second_model_stays_only_where_there_is_room_for_both(site: Site, start_chats: StartChats) -> None:
+    # A tiny model takes the process around it: of some 700 MiB there is room for one, and not for two.
+    service = start_chats(available_bytes=_BASE_BYTES * 3 // 2)
+    first, second = ask_in_turn(site, service, CHAT_MODEL, LONG_MODEL)
+    assert second.is_running()
+    assert not first.is_running()
 
 
 def test_a_tuned_model_and_a_checkpoint_answer(chats: Chats) -> None:
@@ -306,10 +427,11 @@ def test_a_client_that_leaves_ends_the_generation(chats: Chats) -> None:
 def test_an_answer_that_takes_too_long_ends(chats: Chats, monkeypatch: pytest.MonkeyPatch) -> None:
     site, service = chats.site, chats.service
     assert post(site, model=LONG_MODEL, messages=QUESTION, max_tokens=1).is_success
+    engine = psutil.Process(service.engine_pid)
     monkeypatch.setattr("worker.chat.ANSWER_TIMEOUT_S", 0.5)
     response = post(site, model=LONG_MODEL, messages=QUESTION, max_tokens=4096, temperature=0)
     assert (response.status_code, error_of(response)["code"]) == (504, "timeout")
-    assert not service.is_loaded
+    assert not engine.is_running()
     broken = post(site, model=LONG_MODEL, messages=QUESTION, max_tokens=4096, temperature=0, stream=True)
     assert broken.status_code == 504  # while it is loaded again, nothing has been sent yet
 

@@ -106,6 +106,24 @@ def test_accept_header_asks_for_a_stream_and_the_parameter_wins(site: Site) -> N
     assert listed.json()["object"] == "list"
 
 
+@pytest.mark.parametrize(
+    ("accept", "is_stream"),
+    [
+        ("Text/Event-Stream", True),
+        ("text/event-stream, */*", True),
+        ("text/event-stream;q=0.9, application/json;q=0.5", True),
+        ("application/json, text/event-stream", False),
+        ("text/event-stream; q=0", False),
+        ("*/*", False),
+    ],
+)
+def test_a_stream_is_for_who_prefers_it_to_json(site: Site, accept: str, *, is_stream: bool) -> None:
+    job_id = site.submit()
+    site.client().post(f"/v1/fine_tuning/jobs/{job_id}/cancel").raise_for_status()
+    response = site.client(headers={"Accept": accept}).get(f"/v1/fine_tuning/jobs/{job_id}/events")
+    assert response.headers["content-type"].startswith("text/event-stream") == is_stream
+
+
 def test_errors_come_before_the_stream(site: Site) -> None:
     run = site.run()
     events = f"/v1/fine_tuning/jobs/{run.job_id}/events?stream=true"

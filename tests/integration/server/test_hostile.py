@@ -14,7 +14,7 @@ import pytest
 
 from server import middleware
 
-from .conftest import TRAIN_ROW, Site
+from .conftest import MODEL, TRAIN_ROW, Site
 
 CREATE = "/v1/fine_tuning/jobs"
 MIB = 2**20
@@ -97,6 +97,8 @@ WRONG_ADDRESSES = [
     "/v1/fine_tuning/jobs?stream=perhaps",
     "/v1/files?limit=10001",
     "/v1/files?order=up",
+    "/v1/fine_tuning/jobs?metadata=null&metadata[a]=1",
+    "/v1/fine_tuning/jobs?metadata[a]=1&metadata[a]=2",
 ]
 
 
@@ -147,7 +149,9 @@ def test_strange_addresses_are_404(site: Site, subtests: pytest.Subtests) -> Non
 def test_wrong_method_is_405_and_says_which_are_right(site: Site) -> None:
     response = site.client().put("/v1/files")
     assert (response.status_code, response.json()["error"]["code"]) == (405, "method_not_allowed")
-    assert response.headers["allow"]
+    assert response.headers["allow"] == "GET, POST"
+    model = site.client().post(f"/v1/models/{MODEL}")
+    assert (model.status_code, model.headers["allow"]) == (405, "DELETE, GET")
 
 
 BAD_FILES = [
@@ -253,6 +257,33 @@ def test_content_is_a_download(site: Site) -> None:
     assert "x" not in response.headers
 
 
+def test_the_head_of_a_file_tells_its_length(site: Site) -> None:
+    content = f"/v1/files/{site.upload(TRAIN_ROW)}/content"
+    head, whole = site.client().head(content), site.client().get(content)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-length", "content-disposition", "accept-ranges", "etag"):
+        assert head.headers[name] == whole.headers[name]
+    part = site.client().head(content, headers={"Range": "bytes=0-9"})
+    assert (part.status_code, part.headers["content-length"]) == (206, "10")
+    assert site.client().head("/v1/files/file-none/content").status_code == 404
+
+
+@pytest.mark.parametrize("header", ["bytes=9-2", "lines=1-2", "bytes=", "bytes=a-b"])
+def test_what_is_no_range_is_refused_in_openais_shape(site: Site, header: str) -> None:
+    response = site.client().get(f"/v1/files/{site.upload()}/content", headers={"Range": header})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_range")
+    assert response.headers["content-type"] == "application/json"
+
+
+def test_a_range_behind_the_end_says_where_the_end_is(site: Site) -> None:
+    content = f"/v1/files/{site.upload(TRAIN_ROW)}/content"
+    response = site.client().get(content, headers={"Range": "bytes=4000-"})
+    assert (response.status_code, response.json()["error"]["code"]) == (416, "invalid_range")
+    assert response.headers["content-range"] == f"bytes */{len(TRAIN_ROW)}"
+    part = site.client().get(content, headers={"Range": "bytes=-5"})
+    assert (part.status_code, part.content) == (206, TRAIN_ROW[-5:])
+
+
 def test_ranges_of_a_file_are_bounded(site: Site) -> None:
     file_id = site.upload()
     ranges = "bytes=" + ",".join(f"{number}-{number}" for number in range(5_000))
@@ -285,6 +316,17 @@ def test_announced_body_too_large(site: Site) -> None:
     response = site.client().post(CREATE, content=b"x" * (MIB + 1))
     assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
     assert response.headers["connection"] == "close"
+
+
+def test_a_file_too_large_for_one_request_is_told_the_other_way(site: Site) -> None:
+    # The length that is announced is what counts; nothing of the body is sent.
+    parts = urlsplit(site.url)
+    with socket.create_connection((parts.hostname, parts.port)) as connection:
+        request = f"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: {600 * MIB}\r\n"
+        connection.sendall(f"{request}Authorization: Bearer {site.key}\r\n\r\n".encode())
+        reply = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert reply.startswith(b"HTTP/1.1 413 ")
+    assert b"in parts, by POST /v1/uploads" in reply
 
 
 def send_chunks(site: Site, path: str, head: bytes, *, num_mib: int) -> tuple[bytes, int]:

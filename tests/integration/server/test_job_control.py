@@ -14,6 +14,7 @@ from sqlalchemy import text
 
 from jobs import checkpoint_names, deletion, keys, lifecycle
 from jobs.errors import InvalidRequestError
+from jobs.references import hold_files
 from lomo_core import events as engine
 
 from .conftest import MODEL, TRAIN_ROW, Run, Site, make_model
@@ -307,6 +308,36 @@ def test_a_deletion_and_a_job_that_starts_from_the_model_at_once(site: Site) -> 
         codes = list(pool.map(ask, range(2 * len(runs))))
     pairs = list(zip(codes[::2], codes[1::2], strict=True))
     assert all(sorted(pair) == [200, 400] for pair in pairs), pairs
+
+
+def test_a_deletion_of_a_file_and_a_job_that_needs_it_at_once(site: Site) -> None:
+    """One of the two is refused: no job is left without its data."""
+    files = [site.upload() for _ in range(8)]
+    client = site.client()
+
+    def ask(number: int) -> int:
+        file_id = files[number // 2]
+        if number % 2:
+            return client.delete(f"/v1/files/{file_id}").status_code
+        return client.post(JOBS, json={"model": MODEL, "training_file": file_id}).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        codes = list(pool.map(ask, range(2 * len(files))))
+    pairs = list(zip(codes[::2], codes[1::2], strict=True))
+    assert all(sorted(pair) == [200, 400] for pair in pairs), pairs
+
+
+def test_a_files_deletion_waits_for_a_job_that_comes_to_be(site: Site) -> None:
+    file_id = site.upload()
+    with ThreadPoolExecutor(1) as pool:
+        with site.db.transaction() as session:
+            hold_files(session, organization_id="org-local", file_ids=[file_id])
+            answer = pool.submit(site.client().delete, f"/v1/files/{file_id}")
+            blocked = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            site.wait_until(lambda: session.scalar(blocked), 10, "the deletion to wait")
+        assert answer.result().status_code == 200
+    with pytest.raises(InvalidRequestError, match="just been deleted"), site.db.transaction() as session:
+        hold_files(session, organization_id="org-local", file_ids=[file_id])
 
 
 def test_a_deletion_waits_for_a_job_that_comes_to_be(site: Site) -> None:

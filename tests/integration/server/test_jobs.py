@@ -194,6 +194,17 @@ def test_pages_of_events_and_checkpoints(site: Site) -> None:
     assert client.get(f"{url}/events?after=ftevent-x").status_code == 404
 
 
+def test_lists_begin_at_an_empty_cursor(site: Site, subtests: pytest.Subtests) -> None:
+    job_id = site.submit()
+    client, job = site.client(), f"/v1/fine_tuning/jobs/{job_id}"
+    lists = ("/v1/files", "/v1/fine_tuning/jobs", f"{job}/events", f"{job}/checkpoints", f"{job}/logs")
+    for url in (*lists, "/v1/webhook_endpoints"):
+        with subtests.test(url=url):
+            from_the_beginning = client.get(f"{url}?after=")
+            assert from_the_beginning.status_code == 200, from_the_beginning.text
+            assert from_the_beginning.json()["data"] == client.get(url).json()["data"]
+
+
 def test_a_job_shows_its_first_and_latest_evaluations(site: Site) -> None:
     run = site.run()
     run.say(*(engine.Evaluation(step=step, num_rows=1, valid_loss=1.0) for step in range(301)))
@@ -217,6 +228,10 @@ def test_metadata_filters(site: Site) -> None:
     assert found(**{"metadata[a]": "1", "metadata[b c]": "ü&="}) == [both]
     assert found(**{"metadata[a]": "2"}) == []
     assert found(metadata="null") == [none]
+    # What no job can have is not the same as no filter.
+    assert found(**{"metadata[]": "1"}) == []
+    assert found(**{f"metadata[{'k' * 65}]": "1"}) == []
+    assert found(**{"metadata[a\nb]": "1"}) == []
 
 
 def test_a_file_in_use_stays(site: Site) -> None:

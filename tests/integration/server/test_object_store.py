@@ -71,6 +71,8 @@ def test_a_large_file_goes_and_comes_in_parts(site: Site, bucket: Bucket) -> Non
     head = bucket.client.head_object(Bucket=bucket.name, Key=f"files/{file_id}")
     assert head["ETag"].endswith('-3"')  # S3's mark of an object that came in so many parts
     assert client.get(f"/v1/files/{file_id}/content").content == content
+    head = client.head(f"/v1/files/{file_id}/content")
+    assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(content)))
 
 
 def test_an_upload_in_parts(site: Site, bucket: Bucket) -> None:

@@ -182,6 +182,45 @@ def test_files(client: openai.OpenAI) -> None:
         client.files.retrieve(other.id)
 
 
+def test_every_purpose_can_be_asked_for_and_listed(site: Site, client: openai.OpenAI) -> None:
+    """`evals` is one that the client may send, and that its type of a file does not have."""
+    client.files.create(file=("a.jsonl", TRAIN_ROW), purpose="evals")
+    client.uploads.upload_file_chunked(
+        file=TRAIN_ROW, filename="b.jsonl", bytes=len(TRAIN_ROW), mime_type="text/jsonl", purpose="evals"
+    )
+    assert [file.purpose for file in client.files.list()] == ["user_data", "user_data"]
+    assert len(list(client.files.list(purpose="evals"))) == 2
+    with site.db.transaction() as session:
+        session.execute(text("UPDATE files SET purpose = 'evals'"))  # as earlier versions kept them
+    assert [file.purpose for file in client.files.list()] == ["user_data", "user_data"]
+
+
+def test_a_checkpoint_has_the_figures_of_its_step_and_is_a_model(site: Site, client: openai.OpenAI) -> None:
+    run = site.run()
+    run.start()
+    run.step(4, 5)
+    run.say(
+        engine.Evaluation(step=5, num_rows=8, valid_loss=3.0, valid_mean_token_accuracy=0.25),
+        engine.Checkpoint(step=4, path="c/4", manifest_sha256="0", num_bytes=1, train_loss=2.5),
+        engine.Checkpoint(step=5, path="c/5", manifest_sha256="0", num_bytes=1, train_loss=2.0, valid_loss=3.0),
+    )
+    newest, older = client.fine_tuning.jobs.checkpoints.list(run.job_id)
+    assert newest.metrics.to_dict() == {
+        "step": 5,
+        "train_loss": 2.0,
+        "train_mean_token_accuracy": 0.5,
+        "valid_loss": 3.0,
+        "valid_mean_token_accuracy": 0.25,
+        "full_valid_loss": 3.0,
+        "full_valid_mean_token_accuracy": 0.25,
+    }
+    assert (older.metrics.train_mean_token_accuracy, older.metrics.valid_mean_token_accuracy) == (0.5, None)
+    model = client.models.retrieve(newest.fine_tuned_model_checkpoint)
+    assert (model.id, model.created) == (newest.fine_tuned_model_checkpoint, newest.created_at)
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve(newest.fine_tuned_model_checkpoint.replace("step-5", "step-3"))
+
+
 def test_a_file_that_expires(site: Site, client: openai.OpenAI) -> None:
     file = client.files.create(
         file=("a.jsonl", TRAIN_ROW), purpose="fine-tune", expires_after={"anchor": "created_at", "seconds": 3600}

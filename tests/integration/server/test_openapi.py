@@ -42,6 +42,40 @@ def test_options_have_texts_and_ranges(site: Site) -> None:
     assert options["optimizer"]["enum"] == ["lomo", "adalomo", "sgd", "adamw"]
 
 
+@pytest.mark.parametrize(
+    "name", ["RequestedOptions", "JobLomo", "ClipOptions", "ParamGroup", "Hyperparameters", "CreateJob", "Memory"]
+)
+def test_every_field_of_a_job_has_a_text_and_what_is_asked_for_a_range(site: Site, name: str) -> None:
+    schema = site.client(key="").get("/openapi.json").json()["components"]["schemas"][name]
+    assert schema["description"]
+    for field, described in schema["properties"].items():
+        assert described.get("description"), field
+        kinds = [described, *described.get("anyOf", [])]
+        numbers = [kind for kind in kinds if kind.get("type") in {"number", "integer"} and "const" not in kind]
+        if name not in {"JobLomo", "Memory"}:
+            assert all({"minimum", "exclusiveMinimum"} & kind.keys() for kind in numbers), field
+
+
+def test_the_options_of_a_job_are_described_as_used_and_as_asked_for(site: Site) -> None:
+    schemas = site.client(key="").get("/openapi.json").json()["components"]["schemas"]
+    used, asked = schemas["JobLomo"]["properties"], schemas["RequestedOptions"]["properties"]
+    assert asked.keys() <= used.keys()
+    assert {"eta_s", "loss_curve", "queue_position"} <= used.keys()
+
+
+def test_lists_that_may_be_streams_are_described(site: Site) -> None:
+    paths = site.client(key="").get("/openapi.json").json()["paths"]
+    job = "/v1/fine_tuning/jobs/{job_id}"
+    for path, name in (
+        ("/v1/fine_tuning/jobs", "JobList"),
+        (f"{job}/events", "EventList"),
+        (f"{job}/logs", "LogList"),
+        (f"{job}/metrics", "JobMetrics"),
+    ):
+        schema = paths[path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        assert schema == {"$ref": f"#/components/schemas/{name}"}
+
+
 def test_examples_fit_their_schemas(site: Site) -> None:
     document = site.client(key="").get("/openapi.json").json()
     found = 0

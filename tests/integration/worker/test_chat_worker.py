@@ -42,7 +42,7 @@ def test_a_worker_answers_and_takes_its_engine_along(bench: Any, start_worker: A
     wait_until(lambda: reads.find_host(bench.db, name="host-a"), 90, "the host")
     events = asyncio.run(ask(bench.settings.broker_url, 1))
     assert next(event["type"] for event in events if event["type"] != "alive") == "started"
-    assert events[-1] == {"type": "finished", "finish_reason": "length", "completion_tokens": 5}
+    assert events[-1] == {"type": "finished", "finish_reason": "length", "completion_tokens": 5, "tool_calls": []}
     [engine] = engines(worker)
     asyncio.run(ask(bench.settings.broker_url, 2))
     assert [child.pid for child in engines(worker)] == [engine.pid]

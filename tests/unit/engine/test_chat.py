@@ -12,10 +12,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lomo_core.chat_text import StopText
+from lomo_core.chat_text import CallText, StopText
 from tests.support.tiny_model import make_tiny_model
 
 _TIMEOUT_S = 120
+
+
+CALLS = '<tool_call>\n{"name": "look", "arguments": {"word": "day"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("text", "sent", "calls"),
+    [
+        (CALLS, "", [{"name": "look", "arguments": {"word": "day"}}]),
+        (f"Let me see. {CALLS}", "Let me see. ", [{"name": "look", "arguments": {"word": "day"}}]),
+        (f"{CALLS}\n{CALLS}\n", "", [{"name": "look", "arguments": {"word": "day"}}] * 2),
+        ('<tool_call>{"name": "now"}</tool_call>', "", [{"name": "now", "arguments": {}}]),
+        # What is no call, or has an end that is none, is text.
+        (f"{CALLS} and so on", f"{CALLS} and so on", []),
+        (CALLS[:-5], CALLS[:-5], []),
+        ("<tool_call>{]</tool_call>", "<tool_call>{]</tool_call>", []),
+        ('<tool_call>{"arguments": {}}</tool_call>', '<tool_call>{"arguments": {}}</tool_call>', []),
+        ("a < b <tool", "a < b <tool", []),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_calls_are_told_from_text_wherever_it_is_cut(text: str, sent: str, calls: list[object], size: int) -> None:
+    call_text = CallText()
+    pieces = [call_text.feed(text[start : start + size]) for start in range(0, len(text), size)]
+    rest, found = call_text.finish()
+    assert ("".join(pieces) + rest, found) == (sent, calls)
 
 
 @given(st.text("abc", max_size=20), st.lists(st.text("abc", min_size=1, max_size=3), max_size=4), st.data())

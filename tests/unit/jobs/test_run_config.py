@@ -149,8 +149,8 @@ def test_the_defaults_are_the_rules(optimizer: OptimizerName, rate: float, round
             {"validation_file": None},
             "lomo.early_stopping_patience",
         ),
-        ({"learning_rate": 10}, {"learning_rate_multiplier": 1e308}, "lomo.learning_rate"),
-        ({"learning_rate": 1e-10}, {"learning_rate_multiplier": 1e-320}, "lomo.learning_rate"),
+        ({"learning_rate": 10}, {"learning_rate_multiplier": 1e308}, "hyperparameters.learning_rate_multiplier"),
+        ({"learning_rate": 1e-10}, {"learning_rate_multiplier": 1e-320}, "hyperparameters.learning_rate_multiplier"),
     ],
 )
 def test_what_the_engine_cannot_have_together_is_refused_by_the_requests_name(

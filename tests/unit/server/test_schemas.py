@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from openai.types import upload_create_params
+from openai.types.chat import completion_create_params
+from openai.types.fine_tuning import job_create_params
+from pydantic import BaseModel, ValidationError
 
 from jobs.errors import InvalidRequestError
 from server.errors import describe_validation
-from server.schemas import CreateJob
+from server.schemas import CreateChat, CreateJob, CreateUpload
 
 MINIMAL = {"model": "tiny", "training_file": "file-1"}
 
@@ -18,7 +21,7 @@ def fault(**changes: Any) -> tuple[str | None, str, str]:
     """Param, code and message of the error that a body makes."""
     with pytest.raises(ValidationError) as caught:
         CreateJob.model_validate(MINIMAL | changes)
-    error = describe_validation(caught.value.errors())
+    error = describe_validation(caught.value.errors(), MINIMAL | changes)
     return error.param, error.code, error.message
 
 
@@ -162,9 +165,76 @@ def test_wrong_values_name_their_place(changes: dict[str, Any], param: str) -> N
 def test_a_missing_key_is_named_and_others_are_counted() -> None:
     with pytest.raises(ValidationError) as caught:
         CreateJob.model_validate({})
-    error = describe_validation(caught.value.errors())
+    error = describe_validation(caught.value.errors(), {})
     assert (error.param, error.code) == ("model", "missing_required_parameter")
     assert error.message == "Missing required key: 'model'. (1 more)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "reason"),
+    [
+        ({"lomo": {"devices": 2}}, "lomo.devices", "Input should be 1 or 'auto'"),
+        ({"lomo": {"offload": "cpu"}}, "lomo.offload", "Input should be 'none' or 'auto'"),
+        (
+            {"lomo": {"activation_checkpointing": "yes"}},
+            "lomo.activation_checkpointing",
+            "Input should be a valid boolean or 'auto'",
+        ),
+        ({"lomo": {"clip": None}}, "lomo.clip", "Input should be an object"),
+        ({"metadata": []}, "metadata", "Input should be an object"),
+        ({"metadata": {"k" * 50: 1}}, f"metadata.{'k' * 50}", "Input should be a valid string"),
+    ],
+)
+def test_what_may_be_of_several_kinds_is_refused_in_the_words_of_the_request(
+    changes: dict[str, Any], param: str, reason: str
+) -> None:
+    assert fault(**changes) == (param, "invalid_value", f"Invalid value for {param!r}: {reason}.")
+
+
+@pytest.mark.parametrize(
+    ("message", "param", "reason"),
+    [
+        ({"content": 1}, "content", "Input should be a valid string or a valid list"),
+        ({"content": []}, "content", "List should have at least 1 item after validation, not 0"),
+        ({"content": [{"type": "image_url", "text": ""}]}, "content.0.type", "Input should be 'text'"),
+    ],
+)
+def test_a_message_is_refused_for_the_kind_of_content_that_it_has(
+    message: dict[str, Any], param: str, reason: str
+) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", **message}]}
+    with pytest.raises(ValidationError) as caught:
+        CreateChat.model_validate(body)
+    error = describe_validation(caught.value.errors(), body)
+    assert (error.param, error.message) == (
+        f"messages.0.{param}",
+        f"Invalid value for 'messages.0.{param}': {reason}.",
+    )
+
+
+@pytest.mark.parametrize("multiplier", [1e300, 1e-300, 2000])
+def test_a_multiplier_cannot_carry_the_rate_past_its_bounds(multiplier: float) -> None:
+    body = CreateJob.model_validate(MINIMAL | {"hyperparameters": {"learning_rate_multiplier": multiplier}})
+    with pytest.raises(InvalidRequestError, match="between 1e-12 and 10") as caught:
+        body.to_spec()
+    assert caught.value.param == "hyperparameters.learning_rate_multiplier"
+
+
+def test_a_key_that_is_called_as_a_source_is_named() -> None:
+    assert fault(query=1) == ("query", "unknown_parameter", "Unknown key: 'query'.")
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (completion_create_params.CompletionCreateParamsBase, CreateChat),
+        (job_create_params.JobCreateParams, CreateJob),
+        (upload_create_params.UploadCreateParams, CreateUpload),
+    ],
+)
+def test_every_parameter_of_the_official_client_is_known(sent: type, read: type[BaseModel]) -> None:
+    """Read, or refused with a reason of its own; not as a key that is misspelt."""
+    assert sent.__annotations__.keys() <= read.model_fields.keys()
 
 
 def test_a_rejected_value_is_not_echoed() -> None:
