@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lomo_core.data.fields import check_text, check_tree, kind_name, parse_json, shorten, string_field
+from lomo_core.data.fields import check_text, check_tree, kind_name, names_of, parse_json, shorten, string_field
 from lomo_core.data.rows import ChatMessage, ChatRow, ChoiceRow, RowError, ToolCall
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -77,7 +77,7 @@ def read_messages(body: dict[str, Any]) -> tuple[ChatMessage, ...]:
         RowError: it is missing, or a message is wrong.
     """
     if "messages" not in body:
-        keys = ", ".join(sorted(map(str, body))[:5]) or "nothing"
+        keys = names_of(body)
         raise RowError(f'"messages" is missing (the row has {keys}): write {{"messages": [...]}} in every row')
     raw = body["messages"]
     if not isinstance(raw, list):

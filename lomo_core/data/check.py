@@ -36,8 +36,8 @@ _VARIABLE = re.compile(r"\"[^\"]*\"|\d+|\([^)]*\)")
 _NOTHING_TRAINED = "no token has a loss after tokenisation"
 # Upper bounds of the histogram of tokens per row; powers of two, as context lengths are.
 _BINS = tuple(2**power for power in range(4, 21))
-# Beyond what Postgres' JSON and terminals can hold.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+# Beyond what Postgres' JSON can hold, and what would command a terminal or turn the direction of writing.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class FileCheck:

@@ -131,6 +131,7 @@ def test_choices_are_a_validation_file(tokenizer: Any, tmp_path: Path) -> None:
 
 def test_text_for_people_is_bounded_and_printable() -> None:
     assert clean("a\x00b\ud800c\x1b[31m") == "a\ufffdb\ufffdc\ufffd[31m"
+    assert clean("a\x9b31mb\u202ec\u2066") == "a\ufffd31mb\ufffdc\ufffd"
     assert len(clean("x" * 10_000)) == 400
 
 
