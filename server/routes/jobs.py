@@ -28,7 +28,7 @@ from server.sse import EventStreamResponse, stream_jobs
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", dependencies=[Depends(authenticated)])
 
-_METADATA_PARAMETER = re.compile(r"metadata\[(.{1,64})\]")
+_METADATA_PARAMETER = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 
 
 @router.post("", response_model=schemas.FineTuningJob)
@@ -204,13 +204,24 @@ def _check_files(spec: JobSpec, files: Mapping[str, ReferredFile]) -> JobSpec:
 
 
 def _read_metadata_filter(request: Request) -> dict[str, str] | None:
-    """`metadata[key]=value` pairs of the query; `metadata=null` asks for jobs without any."""
+    """`metadata[key]=value` pairs of the query; `metadata=null` asks for jobs without any.
+
+    Raises:
+        InvalidRequestError: it is neither; left out, every job would come for those that were asked for.
+    """
     pairs: dict[str, str] = {}
+    asks_for_none = False
     for name, value in request.query_params.multi_items():
         if match := _METADATA_PARAMETER.fullmatch(name):
             pairs[match[1]] = value
-        elif name == "metadata":
-            if value != "null":
-                raise InvalidRequestError("Filter by metadata[key]=value or metadata=null.", param="metadata")
-            return {}
-    return pairs or None
+        elif (name, value) == ("metadata", "null"):
+            asks_for_none = True
+        elif name == "metadata" or name.startswith("metadata["):
+            raise _wrong_filter("the key has 1 to 64 characters")
+    if pairs and asks_for_none:
+        raise _wrong_filter("not by both")
+    return {} if asks_for_none else pairs or None
+
+
+def _wrong_filter(why: str) -> InvalidRequestError:
+    return InvalidRequestError(f"Filter by metadata[key]=value or metadata=null: {why}.", param="metadata")

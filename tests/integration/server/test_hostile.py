@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from server import middleware
+from server import http_protocol, middleware
 
 from .conftest import TRAIN_ROW, Site
 
@@ -90,6 +90,10 @@ WRONG_ADDRESSES = [
     "/v1/fine_tuning/jobs?metadata%5B%00%5D=x",
     "/v1/fine_tuning/jobs?metadata[a]=%00",
     "/v1/fine_tuning/jobs?metadata=x",
+    "/v1/fine_tuning/jobs?metadata[]=x",
+    "/v1/fine_tuning/jobs?metadata[a=x",
+    "/v1/fine_tuning/jobs?metadata[" + "k" * 65 + "]=x",
+    "/v1/fine_tuning/jobs?metadata=null&metadata[a]=x",
     "/v1/fine_tuning/jobs?limit=0",
     "/v1/fine_tuning/jobs?limit=-1",
     "/v1/fine_tuning/jobs?limit=1e3",
@@ -279,6 +283,70 @@ def test_a_head_is_counted_anew_for_each_request(site: Site) -> None:
     client = site.client()
     for _ in range(8):
         assert client.get("/v1/models", headers={"X-Long": "a" * 20_000}).status_code == 200
+
+
+def answer_to(site: Site, raw: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of what comes back for bytes that no client library would send."""
+    parts = urlsplit(site.url)
+    reply = b""
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
+        connection.sendall(raw)
+        with contextlib.suppress(ConnectionResetError):
+            while data := connection.recv(65536):
+                reply += data
+    head, _, body = reply.partition(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    return int(status.split()[1]), headers, body
+
+
+HEAD = b"Host: localhost\r\nConnection: close\r\n"
+UNREADABLE = {
+    "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc" + b"\0" * 100,
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "zero byte in a header": b"GET /v1/files HTTP/1.1\r\n" + HEAD + b"X: a\0b\r\n\r\n",
+    "bytes in the address": b"GET /v1/files/\xff HTTP/1.1\r\n" + HEAD + b"\r\n",
+    "wrong chunk": b"POST /v1/files HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "two lengths": b"POST /v1/files HTTP/1.1\r\n" + HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "length and chunks": b"POST /v1/files HTTP/1.1\r\n"
+    + HEAD
+    + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "too large": b"GET /v1/files HTTP/1.1\r\nX: " + b"a" * MIB,
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_what_is_no_request_is_answered_as_every_error_is(site: Site, what: str) -> None:
+    status, headers, body = answer_to(site, UNREADABLE[what])
+    assert status == 400
+    assert headers["x-request-id"].startswith("req_")
+    assert headers["x-content-type-options"] == "nosniff"
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /v1/fi"], ids=["nothing", "half a head"])
+def test_a_head_that_does_not_come(site: Site, monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
+    status, _, body = answer_to(site, start)
+    assert (status, json.loads(body)["error"]["code"]) == (408, "request_timeout")
+
+
+def test_a_second_head_that_does_not_come(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
+    parts = urlsplit(site.url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in connection.recv(65536).splitlines()[0]
+        connection.sendall(b"GET /he")
+        assert b" 408 " in connection.recv(65536).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("header", "status"), [(b"Host: localhost\r\n", 400), (b"Transfer-Encoding: gzip, chunked\r\n", 415)]
+)
+def test_headers_that_proxies_may_read_otherwise(site: Site, header: bytes, status: int) -> None:
+    answered, _, body = answer_to(site, b"POST /v1/files HTTP/1.1\r\n" + HEAD + header + b"\r\n0\r\n\r\n")
+    assert answered == status, body
 
 
 def test_announced_body_too_large(site: Site) -> None:
