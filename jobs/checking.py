@@ -136,6 +136,7 @@ def finish_check(db: Database, claim: CheckClaim, report: dict[str, Any]) -> Job
             speed = _usual_tokens_per_s(session, claim.spec.model)
             tokens = report["estimate"]["tokens"]
             report["estimate"]["duration_s"] = None if not speed else round(tokens / speed, 1)
+            report["estimate"]["peak_bytes"] = job.planned_bytes
         check.report = report
         check.summary = _summary(report)
         _end(session, job, check, _failure(report), warnings=_warnings(report))

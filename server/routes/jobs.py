@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -142,6 +142,7 @@ def _submit(
 ) -> tuple[Job, bool]:
     """Check, plan and queue a job. Returns it, and False where another try of the same request was faster."""
     spec = body.to_spec()
+    _check_integrations(spec, services.settings.integrations)
     source = catalog.resolve_model(
         services.db, services.settings, organization_id=caller.organization_id, name=spec.model
     )
@@ -173,6 +174,22 @@ def _plan(services: Services, spec: JobSpec, source: ModelSource, room: Room | N
             raise
         return PlannedJob(spec=spec, why_unplanned=error.message)
     return plan_job(shapes, spec, room)
+
+
+def _check_integrations(spec: JobSpec, allowed: Sequence[str]) -> None:
+    """See that whoever runs the server lets its jobs be told of where this one asks for.
+
+    Raises:
+        InvalidRequestError: not there.
+    """
+    for place, integration in enumerate(spec.integrations):
+        if integration.type not in allowed:
+            raise InvalidRequestError(
+                f"This server allows no integration of type {integration.type!r}: leave it out, or ask whoever runs "
+                "the server to name it in LOMO_INTEGRATIONS.",
+                code="integration_not_allowed",
+                param=f"integrations.{place}.type",
+            )
 
 
 def _check_files(spec: JobSpec, files: Mapping[str, ReferredFile]) -> JobSpec:

@@ -102,6 +102,8 @@ RESULT = {"role": "tool", "tool_call_id": "c1", "content": "a star"}
         ({"instruction": "a", "output": " "}, "output is empty"),
         ({"instruction": "a", "output": "b", "history": [["c", "d"]]}, "history is not supported"),
         ({"text": ""}, "text is empty"),
+        (messages(*[USER, ANSWER] * 1025), "messages has 2050 messages, more than 2048: split the conversation"),
+        ({"conversations": [{"from": "gpt", "value": "x"}] * 2049}, "conversations has 2049 messages, more than 2048"),
         ({"conversations": {}}, "conversations must be a list, not an object"),
         ({"conversations": [{"from": "bard", "value": "x"}]}, 'conversations[0].from is "bard": it must be one of'),
         ({"conversations": [{"from": "gpt", "value": ""}]}, "conversations[0].value is empty"),
