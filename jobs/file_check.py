@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Iterator
 from functools import partial
+from io import BytesIO
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
@@ -50,6 +52,20 @@ def count_rows(path: Path, *, filename: str) -> int | None:
     if num_rows > MAX_ROWS:
         raise _refused(f"The file has {num_rows} rows, more than {MAX_ROWS}: give fewer.")
     return num_rows
+
+
+def until_row(parts: Iterator[bytes], num_rows: int) -> Iterator[bytes]:
+    """The parts of a file until one line more than `num_rows` has ended; of an array all of them."""
+    num_found, rest, is_lines = 0, b"", True
+    for number, part in enumerate(parts):
+        yield part
+        if number == 0 and is_array(BytesIO(part)):
+            is_lines = False
+        if is_lines:
+            *lines, rest = (rest + part).split(b"\n")
+            num_found += sum(1 for line in lines if line.strip())
+            if num_found > num_rows:
+                return
 
 
 def _count_lines(stream: BinaryIO) -> int:
