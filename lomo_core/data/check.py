@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from lomo_core.data.check_config import CheckConfig
 from lomo_core.data.encode import RowEncoder
+from lomo_core.data.fields import printable
 from lomo_core.data.formats import MAX_LISTED_ERRORS, RowReader
 from lomo_core.data.order import BatchPlan
 from lomo_core.data.packing import PackedPlan
@@ -36,8 +37,6 @@ _VARIABLE = re.compile(r"\"[^\"]*\"|\d+|\([^)]*\)")
 _NOTHING_TRAINED = "no token has a loss after tokenisation"
 # Upper bounds of the histogram of tokens per row; powers of two, as context lengths are.
 _BINS = tuple(2**power for power in range(4, 21))
-# Beyond what Postgres' JSON can hold, and what would command a terminal or turn the direction of writing.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class FileCheck:
@@ -187,7 +186,7 @@ def check_files(config: CheckConfig, tokenizer: Any | None) -> dict[str, Any]:
 
 def clean(text: str) -> str:
     """A text for people, of what a file or a template says: bounded, and without what cannot be shown."""
-    shown = _UNPRINTABLE.sub("\ufffd", text)
+    shown = printable(text)
     return shown if len(shown) <= _MAX_REASON_CHARS else shown[: _MAX_REASON_CHARS - 3] + "..."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, NoReturn
 
 from lomo_core.data.json_faults import hint
@@ -15,6 +16,10 @@ TOO_DEEP = f"the JSON is nested too deeply: more than {MAX_DEPTH} levels"
 # Python's own limit is 4300; a double has 309 at most.
 _MAX_DIGITS = 309
 _MAX_NAMED_FIELDS = 5
+# Beyond what Postgres' JSON can hold, or UTF-8, and what would command a terminal or turn the direction of writing.
+_UNPRINTABLE = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
+)
 # Schemas of tools nest by a few levels; templates write them out recursively.
 _MAX_SCHEMA_DEPTH = 100
 
@@ -163,5 +168,10 @@ def names_of(body: dict[str, Any]) -> str:
 
 def shorten(value: object) -> str:
     """A JSON value for an error message, at most 40 characters."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = printable(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def printable(text: str) -> str:
+    """A text that a file holds, fit for JSON, logs and terminals."""
+    return _UNPRINTABLE.sub("\ufffd", text)

@@ -198,6 +198,8 @@ ROW = b'{"text": "a"}'
         (ROW.decode().encode("utf-16-le"), "the file is UTF-16 text"),
         (ROW.decode().encode("utf-16-be"), "the file is UTF-16 text"),
         (ROW.decode().encode("utf-32"), "the file is UTF-32 text"),
+        ('{"a\u202eb\x9b": 1}'.encode(), "fields (a\ufffdb\ufffd): a row has"),
+        (b'[{"\\ud800": 1, "\\ud800": 2}]', 'the key "\ufffd" is there twice'),
         (json.dumps({"k" * 9000: 1}).encode(), "...): a row has the fields messages"),
     ],
     ids=lambda value: value[:20] if isinstance(value, bytes) else None,
