@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, get_args
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 
@@ -18,12 +18,16 @@ from jobs.file_expiry import MAX_SECONDS, MIN_SECONDS
 from server import schemas
 from server.deps import Caller, ServicesDep, UploadForm, authenticated
 from server.describe import describe_file
+from server.errors import ApiError
 from server.schemas import Purpose
 
 router = APIRouter(prefix="/v1/files", dependencies=[Depends(authenticated)])
 
 # The longest file name of common file systems.
 _MAX_FILENAME_CHARS = 255
+# Of a byte, no number has more digits.
+_RANGE = re.compile(r"(\d{0,18})-(\d{0,18})", re.ASCII)
+_RANGES = re.compile(r"bytes=\s*\d{0,18}-\d{0,18}(\s*,\s*\d{0,18}-\d{0,18})*\s*", re.ASCII)
 # What the clients make of `expires_after` in a form.
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
@@ -75,12 +79,13 @@ def get_file(file_id: str, caller: Caller, services: ServicesDep) -> schemas.Fil
 
 
 @router.get("/{file_id}/content", response_class=FileResponse)
-def get_content(file_id: str, caller: Caller, services: ServicesDep) -> Response:
+def get_content(request: Request, file_id: str, caller: Caller, services: ServicesDep) -> Response:
     """One file's bytes, always as a download: a page in it must not run on our origin."""
     file = reads.get_file(services.db, organization_id=caller.organization_id, file_id=file_id)
     content = files.read_content(file, data_dir=services.settings.data_dir)
     media_type = "application/octet-stream"
     if isinstance(content, Path):
+        _check_range(request, num_bytes=file.num_bytes)
         return FileResponse(content, media_type=media_type, filename=file.filename)
     headers = {
         "Content-Disposition": f"attachment; filename*=utf-8''{quote(file.filename, safe='')}",
@@ -103,6 +108,24 @@ def display_name(filename: str) -> str:
     # Cc: control, Cf: such as marks that turn the direction of writing, Cs: halves of characters.
     printable = "".join("_" if unicodedata.category(char) in {"Cc", "Cf", "Cs"} else char for char in name)
     return printable[:_MAX_FILENAME_CHARS] or "upload"
+
+
+def _check_range(request: Request, *, num_bytes: int) -> None:
+    """Leave out a Range header that is none, as RFC 9110 (14.2) wants it.
+
+    Raises:
+        ApiError: 416, none of the file's bytes are in it.
+    """
+    header = request.headers.get("range")
+    if header is None:
+        return
+    ranges = [(first, last) for first, last in _RANGE.findall(header) if first or last]
+    is_one = _RANGES.fullmatch(header) and all(not (a and b) or int(a) <= int(b) for a, b in ranges)
+    if not is_one or not ranges:
+        request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
+    elif any(int(first) >= num_bytes if first else int(last) == 0 for first, last in ranges):
+        headers = {"Content-Range": f"bytes */{num_bytes}"}
+        raise ApiError(416, f"The file has {num_bytes} bytes.", code="range_not_satisfiable", headers=headers)
 
 
 def _read_form(form: FormData) -> tuple[UploadFile, Purpose, int | None]:

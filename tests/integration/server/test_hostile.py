@@ -266,6 +266,26 @@ def test_ranges_of_a_file_are_bounded(site: Site) -> None:
     assert response.status_code < 500
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["bytes=5-1", "bytes=a-b", "lines=0-1", "bytes=", "bytes=-", "bytes=0-" + "9" * 5000, "bytes=\u0663-", "bytes=--1"],
+)
+def test_a_range_that_is_none_is_left_out(site: Site, header: str) -> None:
+    path = f"/v1/files/{site.upload()}/content"
+    response = site.client().get(path, headers={"Range": header.encode()})
+    assert (response.status_code, response.content) == (200, TRAIN_ROW)
+
+
+def test_a_range_beyond_the_file(site: Site) -> None:
+    path = f"/v1/files/{site.upload()}/content"
+    response = site.client().get(path, headers={"Range": "bytes=0-1, -3"})
+    assert response.status_code == 206
+    for header in (f"bytes={len(TRAIN_ROW)}-", "bytes=-0"):
+        response = site.client().get(path, headers={"Range": header})
+        assert (response.status_code, response.json()["error"]["code"]) == (416, "range_not_satisfiable")
+        assert response.headers["content-range"] == f"bytes */{len(TRAIN_ROW)}"
+
+
 @pytest.mark.parametrize("header", [b"a", b"a: b\r\n"], ids=["one without end", "many"])
 def test_a_head_without_end_is_cut_off(site: Site, header: bytes) -> None:
     parts = urlsplit(site.url)
