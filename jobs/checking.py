@@ -254,6 +254,13 @@ def _warnings(report: dict[str, Any]) -> list[NewEvent]:
             lines = ", ".join(f"line {item['line']} repeats line {item['first_line']}" for item in _first(found))
             count, verb = _counted(found["num_duplicates"], "repeats", "repeat")
             texts.append(f"{count} of the {name} {verb} earlier ones: {lines}.")
+        if found["num_with_special_tokens"]:
+            count, verb = _counted(found["num_with_special_tokens"], "has", "have")
+            lines = ", ".join(map(str, found["special_token_lines"][:_NAMED_LINES]))
+            texts.append(
+                f"{count} of the {name} {verb} special tokens of the model in a message's text (line {lines}): they "
+                "count as tokens there, too, and may end the message."
+            )
         tokens = found["tokens"]
         if tokens is not None and tokens["num_truncated"]:
             texts.append(
