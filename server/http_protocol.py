@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 
 import structlog
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server.errors import ApiError, error_response
@@ -20,6 +21,8 @@ MAX_HEAD_BYTES = 64 * 1024
 256 KiB at most."""
 HEAD_TIMEOUT_S = 30.0
 """From the connection, or from a request's first byte, to the end of its head: as long as a body may be silent."""
+# A client that keeps nothing open gives its connection back within the 5 s for which uvicorn waits for another request.
+_RETRY_AFTER_S = 5
 
 log = structlog.get_logger("server.access")
 
@@ -34,6 +37,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """A client is there."""
+        # What uvicorn answers beyond the limit is plain text without an id.
+        self._max_connections, self.limit_concurrency = self.limit_concurrency, None
+        self._served_app = self.app
         super().connection_made(transport)
         self._await_head()
 
@@ -58,6 +64,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """The head has ended, and the body begins."""
         self._is_in_head = False
         self._stop_waiting()
+        self.app = _overloaded if self._has_too_many() else self._served_app
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -69,6 +76,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request, and hang up. Called by uvicorn, too."""
         self._refuse(ApiError(400, msg, code="invalid_request"))
+
+    def _has_too_many(self) -> bool:
+        """Whether as many connections, or requests, are open as may be: as uvicorn counts them."""
+        most = self._max_connections
+        return most is not None and (len(self.connections) >= most or len(self.tasks) >= most)
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._has_waited)
@@ -97,3 +109,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         head = b"".join(name + b": " + value + b"\r\n" for name, value in response.raw_headers)
         self.transport.write(b"".join((STATUS_LINE[error.status], head, b"\r\n", bytes(response.body))))
         self.transport.close()
+
+
+async def _overloaded(scope: Scope, receive: Receive, send: Send) -> None:
+    """In place of the application, which never sees the request."""
+    headers = {"Retry-After": str(_RETRY_AFTER_S), "Connection": "close"}
+    message = "Too many connections to this server are open: try again in a few seconds."
+    response = error_response(ApiError(503, message, code="overloaded", headers=headers))
+    request_id = new_request_id()
+    complete_headers(response.headers, scope["path"], request_id)
+    log.warning("overloaded", request_id=request_id)
+    await response(scope, receive, send)

@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from server import http_protocol, middleware
+from server.settings import ServerSettings
 
-from .conftest import TRAIN_ROW, Site
+from .conftest import TRAIN_ROW, Site, WaitUntil, running_site
 
 CREATE = "/v1/fine_tuning/jobs"
 MIB = 2**20
@@ -351,6 +352,22 @@ def test_a_head_that_does_not_come(site: Site, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
     status, _, body = answer_to(site, start)
     assert (status, json.loads(body)["error"]["code"]) == (408, "request_timeout")
+
+
+def test_more_connections_than_may_be(settings: ServerSettings, wait_until: WaitUntil) -> None:
+    with running_site(settings.model_copy(update={"max_connections": 3}), wait_until) as site:
+        parts = urlsplit(site.url)
+        request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        with socket.create_connection((parts.hostname, parts.port)) as first:
+            first.sendall(b"GET /")
+            assert answer_to(site, request)[0] == 200
+            with socket.create_connection((parts.hostname, parts.port)) as second:
+                second.sendall(b"GET /")
+                status, headers, body = answer_to(site, request)
+        assert (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
+        assert headers["x-request-id"].startswith("req_")
+        assert headers["retry-after"] == "5"
+        wait_until(lambda: answer_to(site, request)[0] == 200, 30, "the connections to be given back")
 
 
 def test_a_second_head_that_does_not_come(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
