@@ -111,7 +111,7 @@ def display_name(filename: str) -> str:
 
 
 def _check_range(request: Request, *, num_bytes: int) -> None:
-    """Leave out a Range header that is none, as RFC 9110 (14.2) wants it.
+    """Leave out a Range header that is none, as RFC 9110 (14.2) wants it, or that is partly beyond the file.
 
     Raises:
         ApiError: 416, none of the file's bytes are in it.
@@ -121,9 +121,10 @@ def _check_range(request: Request, *, num_bytes: int) -> None:
         return
     ranges = [(first, last) for first, last in _RANGE.findall(header) if first or last]
     is_one = _RANGES.fullmatch(header) and all(not (a and b) or int(a) <= int(b) for a, b in ranges)
-    if not is_one or not ranges:
+    is_beyond = [int(first) >= num_bytes if first else int(last) == 0 for first, last in ranges]
+    if not is_one or not ranges or (any(is_beyond) and not all(is_beyond)):
         request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
-    elif any(int(first) >= num_bytes if first else int(last) == 0 for first, last in ranges):
+    elif all(is_beyond):
         headers = {"Content-Range": f"bytes */{num_bytes}"}
         raise ApiError(416, f"The file has {num_bytes} bytes.", code="range_not_satisfiable", headers=headers)
 
