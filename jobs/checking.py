@@ -137,6 +137,7 @@ def finish_check(db: Database, claim: CheckClaim, report: dict[str, Any]) -> Job
             speed = _usual_tokens_per_s(session, claim.spec.model)
             tokens = report["estimate"]["tokens"]
             report["estimate"]["duration_s"] = None if not speed else round(tokens / speed, 1)
+            report["estimate"]["peak_bytes"] = job.planned_bytes
         check.report = report
         check.summary = _summary(report)
         _end(session, job, check, _failure(report), warnings=_warnings(report))
@@ -252,7 +253,15 @@ def _warnings(report: dict[str, Any]) -> list[NewEvent]:
             continue
         if found["num_duplicates"]:
             lines = ", ".join(f"line {item['line']} repeats line {item['first_line']}" for item in _first(found))
-            texts.append(f"{found['num_duplicates']} rows of the {name} repeat earlier ones: {lines}.")
+            count, verb = _counted(found["num_duplicates"], "repeats", "repeat")
+            texts.append(f"{count} of the {name} {verb} earlier ones: {lines}.")
+        if found["num_with_special_tokens"]:
+            count, verb = _counted(found["num_with_special_tokens"], "has", "have")
+            lines = ", ".join(map(str, found["special_token_lines"][:_NAMED_LINES]))
+            texts.append(
+                f"{count} of the {name} {verb} special tokens of the model in a message's text (line {lines}): they "
+                "count as tokens there, too, and may end the message."
+            )
         tokens = found["tokens"]
         if tokens is not None and tokens["num_truncated"]:
             texts.append(
@@ -261,12 +270,18 @@ def _warnings(report: dict[str, Any]) -> list[NewEvent]:
             )
     overlap = report["overlap"]
     if overlap is not None and overlap["num_rows"]:
+        count, verb = _counted(overlap["num_rows"], "is", "are")
         lines = ", ".join(map(str, overlap["validation_lines"][:_NAMED_LINES]))
         texts.append(
-            f"{overlap['num_rows']} rows of the validation file are in the training file, too (lines {lines}): the "
-            "validation loss will look better than it is."
+            f"{count} of the validation file {verb} in the training file, too (line {lines}): the validation loss will "
+            "look better than it is."
         )
     return [NewEvent(message=text, level="warn") for text in texts]
+
+
+def _counted(num_rows: int, one: str, several: str) -> tuple[str, str]:
+    """A number of rows, and the verb after it."""
+    return ("1 row", one) if num_rows == 1 else (f"{num_rows} rows", several)
 
 
 def _first(found: dict[str, Any]) -> list[dict[str, int]]:

@@ -7,7 +7,10 @@ memory, so that what could never be read is refused while its uploader waits.
 from __future__ import annotations
 
 import codecs
+import re
+from collections.abc import Iterator
 from functools import partial
+from io import BytesIO
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
@@ -15,13 +18,15 @@ import orjson
 
 from jobs.errors import InvalidRequestError
 from lomo_core.data.fields import MAX_DEPTH, depth_exceeds
-from lomo_core.data.json_rows import array_elements, describe_binary, is_array
+from lomo_core.data.json_rows import array_elements, describe_binary, is_array, read_line
 from lomo_core.data.rows import RowError
 
 # Ten times the largest public chat sets; the check of a job's files keeps 20 bytes of each.
 MAX_ROWS = 16_000_000
 # A training row is a conversation; 4 MB of JSON is some million tokens, beyond any context length.
 MAX_LINE_BYTES = 4 * 1024 * 1024
+_HALF = re.compile(rb"\\u[dD][89abAB]")
+_HALF_PAIR = r"not valid JSON (it holds half of a surrogate pair, an escape such as \ud83d alone)"
 _CHUNK_BYTES = 1024 * 1024
 _UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -43,10 +48,24 @@ def count_rows(path: Path, *, filename: str) -> int | None:
             return None
         num_rows = _count_elements(stream) if is_array(stream) else _count_lines(stream)
     if num_rows == 0:
-        raise _refused("The file has no rows.")
+        raise _refused("The file is empty: it has no rows.")
     if num_rows > MAX_ROWS:
         raise _refused(f"The file has {num_rows} rows, more than {MAX_ROWS}: give fewer.")
     return num_rows
+
+
+def until_row(parts: Iterator[bytes], num_rows: int) -> Iterator[bytes]:
+    """The parts of a file until one line more than `num_rows` has ended; of an array all of them."""
+    num_found, rest, is_lines = 0, b"", True
+    for number, part in enumerate(parts):
+        yield part
+        if number == 0 and is_array(BytesIO(part)):
+            is_lines = False
+        if is_lines:
+            *lines, rest = (rest + part).split(b"\n")
+            num_found += sum(1 for line in lines if line.strip())
+            if num_found > num_rows:
+                return
 
 
 def _count_lines(stream: BinaryIO) -> int:
@@ -79,6 +98,16 @@ def _check_text(stream: BinaryIO) -> None:
         raise _refused("The file is not UTF-8: save it as UTF-8 text.") from error
     if is_blank:
         raise _refused("The file has no text.")
+
+
+def _fault_of(line: bytes) -> str | None:
+    """What is wrong with a line, in the words of the reader that the check of a job has; None: it reads the line, since
+    it is less strict than the parser that is fast."""
+    try:
+        read_line(line, is_first=False)
+    except RowError as error:
+        return str(error)
+    return _HALF_PAIR if _HALF.search(line) else None
 
 
 def _refused(message: str) -> InvalidRequestError:
@@ -116,7 +145,7 @@ class _LineChecker:
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            raise self._error(f"is not valid JSON ({error})") from error
+            raise self._error(f"is {_fault_of(line) or f'not valid JSON ({error})'}") from error
         if not isinstance(row, dict):
             raise self._error("is not a JSON object")
         if depth_exceeds(row, MAX_DEPTH):

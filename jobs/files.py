@@ -25,8 +25,8 @@ from sqlalchemy.orm import Session
 
 from jobs import loose_objects, storage
 from jobs.db import Database
-from jobs.errors import InvalidRequestError, InvalidStateError, NotFoundError, QuotaError
-from jobs.file_check import count_rows
+from jobs.errors import FileDamagedError, InvalidRequestError, InvalidStateError, NotFoundError, QuotaError
+from jobs.file_check import count_rows, until_row
 from jobs.file_expiry import find_expired, is_needed
 from jobs.ids import new_file_id
 from jobs.models import File, Job
@@ -38,6 +38,8 @@ from jobs.status import TERMINAL
 # OpenAI documents 512 MB for a file sent in one request.
 MAX_FILE_BYTES = 512 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
+# A preview reads some 100 MiB a second, and has 10 s (`row_preview.py`).
+_MAX_COPIED_BYTES = 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,20 +202,34 @@ def read_content(file: File, *, data_dir: Path) -> Path | Iterator[bytes]:
 
 
 @contextmanager
-def local_copy(file: File, *, data_dir: Path) -> Iterator[Path]:
-    """A file's bytes on disk, to be read once; of those in a store a copy that goes at the end of the block.
+def local_rows(file: File, *, data_dir: Path, num_rows: int) -> Iterator[Path]:
+    """A file on disk, to be read once; of one in a store a copy that goes at the end of the block, and reaches as far
+    as the first `num_rows` of its lines. Arrays and plain text, whose rows are not lines, come whole.
 
     Raises:
-        NotFoundError, StorageError, FileDamagedError: see `read_content`, `storage.fetch`.
+        InvalidRequestError: that would be more than a GiB.
+        NotFoundError, StorageError, FileDamagedError: see `read_content`; whole copies are compared with their digest.
     """
     content = read_content(file, data_dir=data_dir)
     if isinstance(content, Path):
         yield content
         return
-    assert file.path is not None
     with tempfile.TemporaryDirectory(prefix="lomo-file-") as folder:
         path = Path(folder) / file.id
-        storage.fetch(file.path, path, num_bytes=file.num_bytes, sha256=file.sha256)
+        digest, num_bytes = hashlib.sha256(), 0
+        with path.open("wb") as target:
+            for part in content if file.num_lines is None else until_row(content, num_rows):
+                digest.update(part)
+                num_bytes += target.write(part)
+                if num_bytes > _MAX_COPIED_BYTES:
+                    raise InvalidRequestError(
+                        f"Row {num_rows} is more than {_MAX_COPIED_BYTES // 2**20} MiB into the file, or the file is "
+                        "one array or text of more: that is too far to be shown out of an object store.",
+                        code="invalid_row",
+                        param="row",
+                    )
+        if num_bytes == file.num_bytes and digest.hexdigest() != file.sha256:
+            raise FileDamagedError(f"The object {file.id} in the store is not what was uploaded: its digest differs.")
         yield path
 
 

@@ -69,7 +69,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = f"req_{secrets.token_hex(12)}"
+        request_id = new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
         # Never unbound: a request has a task, and so a context, of its own; uvicorn logs tracebacks in it.
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -81,7 +81,7 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status, start_s = message["status"], time.monotonic() - started
                 headers = MutableHeaders(scope=message)
-                _complete_headers(headers, scope["path"], request_id)
+                complete_headers(headers, scope["path"], request_id)
                 for name, value in scope["state"].get(RATE_HEADERS, {}).items():
                     headers[name] = value
             await send(message)
@@ -120,7 +120,8 @@ class Gate:
 
     def _find_fault(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
-        host = _without_port(headers.get("host", ""))
+        # Of two, this server and a proxy before it may not believe the same one.
+        host = _without_port(",".join(headers.getlist("host")))
         # A page of another site that points its own name at this address (DNS rebinding) still names itself here.
         if scope["path"] not in _PROBES and host not in self._allowed_hosts and "*" not in self._allowed_hosts:
             message = "This server is not known by that host name; LOMO_ALLOWED_HOSTS lists the names it answers to."
@@ -128,6 +129,10 @@ class Gate:
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
             return ApiError(400, "The address holds a NUL character.", code="invalid_value")
         # Nothing is ever unpacked here, so nothing can explode.
+        if headers.get("transfer-encoding", "chunked").lower() != "chunked":
+            return ApiError(
+                415, "Send the body without a Transfer-Encoding but chunked.", code="unsupported_media_type"
+            )
         if headers.get("content-encoding", "identity") != "identity":
             return ApiError(415, "Send the body without Content-Encoding.", code="unsupported_media_type")
         return None
@@ -203,7 +208,13 @@ def _too_large(limit: int) -> ApiError:
     return too_large(limit, advice=": send the file in parts, by POST /v1/uploads" if limit == MAX_UPLOAD_BYTES else "")
 
 
-def _complete_headers(headers: MutableHeaders, path: str, request_id: str) -> None:
+def new_request_id() -> str:
+    """The id of one request, in its response and in the log."""
+    return f"req_{secrets.token_hex(12)}"
+
+
+def complete_headers(headers: MutableHeaders, path: str, request_id: str) -> None:
+    """What every response has."""
     headers["x-request-id"] = request_id
     for name, value in _SECURITY_HEADERS.items():
         headers[name] = value

@@ -94,6 +94,9 @@ class _ServiceCollector(Collector):
         memory = GaugeMetricFamily(
             "lomo_host_memory_bytes", "Of its device: for jobs, and what their plans leave.", labels=("host", "which")
         )
+        cards = GaugeMetricFamily(
+            "lomo_host_gpu_memory_bytes", "Of each graphics card, in all.", labels=("host", "gpu", "name")
+        )
         for state in reads.list_hosts(self._db):
             name = state.host.name
             alive.add_metric((name,), int(state.is_alive))
@@ -102,4 +105,6 @@ class _ServiceCollector(Collector):
             if state.host.available_bytes is not None:
                 memory.add_metric((name, "available"), state.host.available_bytes)
                 memory.add_metric((name, "free"), state.free_bytes or 0)
-        yield from (alive, running, slots, memory)
+            for card in state.host.devices.get("gpus", []):
+                cards.add_metric((name, str(card["index"]), card["name"]), card["memory_bytes"])
+        yield from (alive, running, slots, memory, cards)

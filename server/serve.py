@@ -24,6 +24,7 @@ class Server(uvicorn.Server):
                 host=settings.server_host,
                 port=settings.server_port,
                 http=BoundedHttpProtocol,
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,

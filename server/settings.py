@@ -41,10 +41,12 @@ class ServerSettings(JobsSettings):
     data_checks: bool = True
     """Whether a worker looks through the files of a job before it is queued. Without, a wrong row is found by the run
     itself, after its model has been loaded."""
+    integrations: Annotated[tuple[Literal["wandb"], ...], NoDecode] = ("wandb",)
+    """Comma-separated types of integrations that a job may ask for. Empty: none, so that no figures leave the house."""
     server_stop_grace_s: int = Field(default=5, ge=1)
     """How long requests may take to end when the server is told to stop; streams end at once."""
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "integrations", mode="before")
     @classmethod
-    def _split_hosts(cls, value: object) -> object:
+    def _split_lists(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

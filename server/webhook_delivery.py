@@ -14,7 +14,7 @@ import hmac
 import socket
 import ssl
 import time
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 import httpx
 import structlog
@@ -32,8 +32,10 @@ _MAX_AT_ONCE = 16
 # How late a message may be at first. An idle look costs the database an index that is empty.
 _LOOK_EVERY_S = 1.0
 _FORGET_EVERY_S = 3600.0
-# `is_global` of the standard library calls these public: NAT64 and 6to4 lead to any IPv4 address.
-_TRANSLATED = ("64:ff9b::", "2002:")
+# `is_global` of the standard library calls more public than is: NAT64, 6to4 and the older ways to write an IPv4 address
+# as an IPv6 one lead to any, site-local ones (fec0::) to the inside. All that the internet routes is in 2000::/3.
+_ROUTED = IPv6Network("2000::/3")
+_NOT_ROUTED = (IPv6Network("2002::/16"), IPv6Network("3fff::/20"))  # 6to4; documentation (RFC 9637)
 
 log = structlog.get_logger(__name__)
 
@@ -186,7 +188,7 @@ def is_public(address: str) -> bool:
     if isinstance(parsed, IPv6Address):
         if parsed.ipv4_mapped is not None:
             parsed = parsed.ipv4_mapped
-        elif parsed.compressed.startswith(_TRANSLATED):
+        elif parsed not in _ROUTED or any(parsed in network for network in _NOT_ROUTED):
             return False
     return parsed.is_global and not parsed.is_multicast
 

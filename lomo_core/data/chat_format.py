@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from lomo_core.data.fields import check_text, check_tree, kind_name, parse_json, shorten, string_field
+from lomo_core.data.fields import check_text, check_tree, kind_name, names_of, parse_json, shorten, string_field
 from lomo_core.data.rows import ChatMessage, ChatRow, ChoiceRow, RowError, ToolCall
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+# A template is written out twice for each answer, with all that comes before it: 2,000 messages take 10 s, ten times as
+# many would take a hundred times as long.
+MAX_MESSAGES = 2048
 # Text that the loss or the template would silently lose.
 _UNSUPPORTED_FIELDS = {
     "audio": "only text can be learnt: leave the row out",
@@ -77,13 +80,14 @@ def read_messages(body: dict[str, Any]) -> tuple[ChatMessage, ...]:
         RowError: it is missing, or a message is wrong.
     """
     if "messages" not in body:
-        keys = ", ".join(sorted(map(str, body))[:5]) or "nothing"
+        keys = names_of(body)
         raise RowError(f'"messages" is missing (the row has {keys}): write {{"messages": [...]}} in every row')
     raw = body["messages"]
     if not isinstance(raw, list):
         raise RowError(f"messages must be a list, not {kind_name(raw)}")
     if not raw:
         raise RowError("messages is empty: give at least a user and an assistant message")
+    refuse_too_many(raw, "messages")
     messages: list[ChatMessage] = []
     names: dict[str, str] = {}
     for place, item in enumerate(raw):
@@ -91,6 +95,16 @@ def read_messages(body: dict[str, Any]) -> tuple[ChatMessage, ...]:
         names.update({call.id: call.name for call in message.tool_calls})
         messages.append(message)
     return tuple(messages)
+
+
+def refuse_too_many(turns: list[Any], where: str) -> None:
+    """Refuse a conversation that would take minutes to write out.
+
+    Raises:
+        RowError: it has more than `MAX_MESSAGES`.
+    """
+    if len(turns) > MAX_MESSAGES:
+        raise RowError(f"{where} has {len(turns)} messages, more than {MAX_MESSAGES}: split the conversation")
 
 
 def read_tools(body: dict[str, Any]) -> tuple[dict[str, Any], ...]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from lomo_core.data.check_config import CheckConfig
 from lomo_core.data.encode import RowEncoder
+from lomo_core.data.fields import printable
 from lomo_core.data.formats import MAX_LISTED_ERRORS, RowReader
 from lomo_core.data.order import BatchPlan
 from lomo_core.data.packing import PackedPlan
@@ -36,8 +37,6 @@ _VARIABLE = re.compile(r"\"[^\"]*\"|\d+|\([^)]*\)")
 _NOTHING_TRAINED = "no token has a loss after tokenisation"
 # Upper bounds of the histogram of tokens per row; powers of two, as context lengths are.
 _BINS = tuple(2**power for power in range(4, 21))
-# Beyond what Postgres' JSON and terminals can hold.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
 class FileCheck:
@@ -59,6 +58,10 @@ class FileCheck:
         self._errors: list[dict[str, Any]] = []
         self._kinds: dict[str, int] = {}
         self._num_errors = 0
+        self._marks: tuple[str, ...] = ()
+        """What the tokenizer reads as a special token wherever it stands."""
+        self._marked_lines: list[int] = []
+        self._num_marked = 0
 
     @property
     def has_errors(self) -> bool:
@@ -75,6 +78,7 @@ class FileCheck:
                 encoded: Iterator[EncodedRow | TrainRow | WrongRow] = rows
             else:
                 self._has_tokens = True
+                self._marks = tuple(tokenizer.all_special_tokens)
                 encoder = RowEncoder(tokenizer, max_seq_length=config.max_seq_length, train_on=config.train_on)
                 encoded = encoder.encode(rows)
             for row in encoded:
@@ -93,6 +97,7 @@ class FileCheck:
                 continue
             self.hashes.append(_hash(row))
             self.lines.append(_line(row.where) or 0)
+            self._note_marks(row)
             if not isinstance(row, ChoiceRow):
                 yield row
             elif self.param == "training_file":
@@ -100,6 +105,13 @@ class FileCheck:
                     f"{row.where}: rows with choices measure accuracy: use them as validation file, not to train",
                     param=self.param,
                 )
+
+    def _note_marks(self, row: Row) -> None:
+        """A text with a special token in it is cut there: it can end its own turn and begin another's."""
+        if isinstance(row, ChatRow) and any(mark in each.content for each in row.messages for mark in self._marks):
+            self._num_marked += 1
+            if len(self._marked_lines) < MAX_LISTED_ERRORS:
+                self._marked_lines.append(self.lines[-1])
 
     def _note(self, row: EncodedRow | TrainRow | WrongRow) -> None:
         if isinstance(row, WrongRow):
@@ -143,6 +155,8 @@ class FileCheck:
             "num_untrained": self._num_untrained,
             "num_duplicates": len(repeats),
             "duplicates": [{"line": line, "first_line": first} for line, first in repeats[:MAX_LISTED_ERRORS]],
+            "num_with_special_tokens": self._num_marked,
+            "special_token_lines": self._marked_lines,
             "tokens": self._tokens() if self._has_tokens and len(self.lengths) else None,
         }
 
@@ -187,7 +201,7 @@ def check_files(config: CheckConfig, tokenizer: Any | None) -> dict[str, Any]:
 
 def clean(text: str) -> str:
     """A text for people, of what a file or a template says: bounded, and without what cannot be shown."""
-    shown = _UNPRINTABLE.sub("\ufffd", text)
+    shown = printable(text)
     return shown if len(shown) <= _MAX_REASON_CHARS else shown[: _MAX_REASON_CHARS - 3] + "..."
 
 

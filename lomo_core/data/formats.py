@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 from lomo_core.config import DataFormat
 from lomo_core.data.chat_format import chat_row, choice_row
+from lomo_core.data.fields import names_of
 from lomo_core.data.json_rows import describe_binary, json_rows, text_pieces
 from lomo_core.data.other_formats import alpaca_row, completion_row, sharegpt_row, text_row
 from lomo_core.data.rows import Row, RowError, WrongRow
@@ -177,6 +178,5 @@ def _format_of(body: dict[str, Any]) -> DataFormat | None:
 
 
 def _unknown(body: dict[str, Any]) -> str:
-    keys = ", ".join(sorted(map(str, body))[:5]) or "nothing"
     known = "; ".join(", ".join(fields) for _, fields in _FIELDS)
-    return f"no known format has the row's fields ({keys}): a row has the fields {known}"
+    return f"no known format has the row's fields ({names_of(body)}): a row has the fields {known}"

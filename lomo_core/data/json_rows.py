@@ -17,6 +17,8 @@ from lomo_core.data.fields import (
     TOO_DEEP,
     depth_exceeds,
     kind_name,
+    parse_float,
+    parse_int,
     parse_json,
     refuse_constant,
     refuse_repeats,
@@ -33,16 +35,34 @@ _HEAD_BYTES = 4096
 _BOM = b"\xef\xbb\xbf"
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 _ARRAY_START = re.compile(rb"\s*\[\s*[{\]]")
+_UTF16 = "UTF-16 text: save it as UTF-8"
 _NOT_TEXT = {
     b"PK\x03\x04": "a zip archive: unpack it and give the file in it",
+    b"PK\x05\x06": "an empty zip archive",
     b"\x1f\x8b": "compressed with gzip: unpack it",
     b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it",
+    b"\xfd7zXZ\0": "compressed with xz: unpack it",
+    b"BZh91AY&SY": "compressed with bzip2: unpack it",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it and give the file in it",
+    b"Rar!\x1a\x07": "a RAR archive: unpack it and give the file in it",
     b"PAR1": "a Parquet file: write its rows as JSON lines",
     b"ARROW1": "an Arrow file: write its rows as JSON lines",
-    b"\x89PNG": "a picture",
-    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+    b"SQLite format 3\0": "an SQLite database: write its rows as JSON lines",
+    b"\x93NUMPY": "a NumPy array: write its rows as JSON lines",
+    **dict.fromkeys(
+        (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), "a Python pickle: write its rows as JSON lines"
+    ),
+    **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff", b"GIF87a", b"GIF89a"), "a picture"),
+    b"%PDF-": "a PDF document: give its text",
+    b"\xd0\xcf\x11\xe0": "an Office document: give its text",
+    b"\x7fELF": "a program",
+    b"\xff\xfe\0\0": "UTF-32 text: save it as UTF-8",
+    b"\0\0\xfe\xff": "UTF-32 text: save it as UTF-8",
+    b"\xff\xfe": _UTF16,
+    b"\xfe\xff": _UTF16,
 }
+"""First bytes, the longer before the shorter."""
+_TAR_MARK, _TAR_MARK_AT = b"ustar", 257
 
 RawRow = tuple[str, "dict[str, Any] | RowError"]
 """Where the row is, and its object or what is wrong with it."""
@@ -55,7 +75,17 @@ def describe_binary(stream: BinaryIO) -> str | None:
     for magic, what in _NOT_TEXT.items():
         if head.startswith(magic):
             return what
+    if head.startswith(_TAR_MARK, _TAR_MARK_AT):
+        return "a tar archive: unpack it and give the file in it"
+    if _is_unmarked_utf16(head):
+        return _UTF16
     return "not text (it has zero bytes)" if b"\0" in head else None
+
+
+def _is_unmarked_utf16(head: bytes) -> bool:
+    """Whether every other byte is zero, as far as Latin letters go: in one of the two orders, and never in both."""
+    num_even, num_odd = head[::2].count(0), head[1::2].count(0)
+    return len(head) % 2 == 0 and min(num_even, num_odd) == 0 and 4 * max(num_even, num_odd) > len(head)
 
 
 def json_rows(stream: BinaryIO) -> Iterator[RawRow]:
@@ -73,7 +103,7 @@ def is_array(stream: BinaryIO) -> bool:
 def _json_lines(stream: BinaryIO) -> Iterator[RawRow]:
     for line, raw in _lines(stream):
         try:
-            yield f"line {line}", _parse_line(raw, is_first=line == 1)
+            yield f"line {line}", read_line(raw, is_first=line == 1)
         except RowError as error:
             yield f"line {line}", error
 
@@ -92,7 +122,12 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
             yield line, raw
 
 
-def _parse_line(raw: bytes, *, is_first: bool) -> dict[str, Any]:
+def read_line(raw: bytes, *, is_first: bool) -> dict[str, Any]:
+    """The object of one line.
+
+    Raises:
+        RowError: there is none, or it is too long or too deep.
+    """
     if len(raw) > MAX_ROW_BYTES:
         raise RowError(_too_long(MAX_ROW_BYTES))
     try:
@@ -102,8 +137,8 @@ def _parse_line(raw: bytes, *, is_first: bool) -> dict[str, Any]:
     try:
         body = parse_json(text)
     except RowError as error:
-        hint = ": the file must be JSON lines, one object per line" if is_first and str(error) != TOO_DEEP else ""
-        raise RowError(f"{error}{hint}") from error
+        cure = "; the file must be JSON lines, one object per line" if is_first and str(error) != TOO_DEEP else ""
+        raise RowError(f"{error}{cure}") from error
     return _as_object(body)
 
 
@@ -154,7 +189,12 @@ class _Window:
         self._stream = stream
         self._max_row_bytes = max_row_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
-        self._json = json.JSONDecoder(parse_constant=refuse_constant, object_pairs_hook=refuse_repeats)
+        self._json = json.JSONDecoder(
+            parse_constant=refuse_constant,
+            parse_int=parse_int,
+            parse_float=parse_float,
+            object_pairs_hook=refuse_repeats,
+        )
         self._text = ""
         self._at = 0
         self._is_end = False

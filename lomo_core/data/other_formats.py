@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lomo_core.data.chat_format import call_of, made_up_id, make_chat_row, tool_of, weight_of
+from lomo_core.data.chat_format import call_of, made_up_id, make_chat_row, refuse_too_many, tool_of, weight_of
 from lomo_core.data.fields import kind_name, parse_json, shorten, string_field
 from lomo_core.data.rows import ChatMessage, ChatRow, CompletionRow, RowError, TextRow, ToolCall
 
@@ -82,6 +82,7 @@ def sharegpt_row(body: dict[str, Any], where: str) -> ChatRow:
     turns = body.get("conversations")
     if not isinstance(turns, list):
         raise RowError(f"conversations must be a list, not {kind_name(turns)}")
+    refuse_too_many(turns, "conversations")
     messages: list[ChatMessage] = []
     if body.get("system"):
         messages.append(ChatMessage("system", string_field(body, "system"), trained=False))

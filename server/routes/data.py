@@ -56,7 +56,8 @@ def preview_row(
         raise InvalidRequestError(
             f"The model {query.model!r} has not been downloaded yet.", code="model_not_found", param="model"
         )
-    with services.previews.take(), files.local_copy(file, data_dir=services.settings.data_dir) as path:
+    copy = files.local_rows(file, data_dir=services.settings.data_dir, num_rows=query.row)
+    with services.previews.take(), copy as path:
         config = row_preview.limited(
             {
                 "train_path": str(path.absolute()),

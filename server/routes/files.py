@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated, get_args
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
-from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.types import Message, Receive, Scope, Send
+from starlette.datastructures import FormData, UploadFile
 
 from jobs import files, quotas, reads
 from jobs.errors import InvalidRequestError
@@ -20,13 +19,16 @@ from jobs.models import File
 from server import schemas
 from server.deps import Caller, ServicesDep, UploadForm, authenticated
 from server.describe import describe_file
-from server.errors import ApiError, error_response
+from server.errors import ApiError
 from server.schemas import Purpose
 
 router = APIRouter(prefix="/v1/files", dependencies=[Depends(authenticated)])
 
 # The longest file name of common file systems.
 _MAX_FILENAME_CHARS = 255
+# Of a byte, no number has more digits.
+_RANGE = re.compile(r"(\d{0,18})-(\d{0,18})", re.ASCII)
+_RANGES = re.compile(r"bytes=\s*\d{0,18}-\d{0,18}(\s*,\s*\d{0,18}-\d{0,18})*\s*", re.ASCII)
 # What the clients make of `expires_after` in a form.
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
@@ -77,22 +79,23 @@ def get_file(file_id: str, caller: Caller, services: ServicesDep) -> schemas.Fil
 
 
 @router.get("/{file_id}/content", response_class=FileResponse)
-def get_content(file_id: str, caller: Caller, services: ServicesDep) -> Response:
+def get_content(request: Request, file_id: str, caller: Caller, services: ServicesDep) -> Response:
     """One file's bytes, always as a download: a page in it must not run on our origin."""
     file = reads.get_file(services.db, owner=caller.view, file_id=file_id)
     content = files.read_content(file, data_dir=services.settings.data_dir)
     media_type = "application/octet-stream"
     if isinstance(content, Path):
-        return _Content(content, media_type=media_type, filename=file.filename)
+        _check_range(request, num_bytes=file.num_bytes)
+        return FileResponse(content, media_type=media_type, filename=file.filename)
     return StreamingResponse(content, media_type=media_type, headers=_headers_of_object(file))
 
 
 @router.head("/{file_id}/content", response_class=Response)
-def get_content_head(file_id: str, caller: Caller, services: ServicesDep) -> Response:
+def get_content_head(request: Request, file_id: str, caller: Caller, services: ServicesDep) -> Response:
     """How long one file's bytes are, and whether ranges are given, which downloads ask before they begin or go on."""
     file = reads.get_file(services.db, owner=caller.view, file_id=file_id)
     if files.stored_path(file, data_dir=services.settings.data_dir) is not None:
-        return get_content(file_id, caller, services)
+        return get_content(request, file_id, caller, services)
     return Response(media_type="application/octet-stream", headers=_headers_of_object(file))
 
 
@@ -112,44 +115,31 @@ def _headers_of_object(file: File) -> dict[str, str]:
     }
 
 
-class _Content(FileResponse):
-    """The bytes of a file, or the ranges of them that were asked for. Starlette refuses ranges in plain text, and so
-    they are refused here once more."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the bytes, or say why not."""
-        refusal: ApiError | None = None
-
-        async def send_unless_refused(message: Message) -> None:
-            nonlocal refusal
-            if message["type"] == "http.response.start" and message["status"] >= 400:
-                refusal = _refuse_range(message)
-            if refusal is None:
-                await send(message)
-
-        await super().__call__(scope, receive, send_unless_refused)
-        if refusal is not None:
-            await error_response(refusal)(scope, receive, send)
-
-
-def _refuse_range(message: Message) -> ApiError:
-    if message["status"] == 416:
-        size = Headers(raw=message["headers"])["content-range"]
-        return ApiError(
-            416,
-            f"The range begins behind the end of the file, which has {size.rpartition('/')[2]} bytes.",
-            code="invalid_range",
-            headers={"Content-Range": size},
-        )
-    return ApiError(400, "The header Range is not one of bytes, such as `bytes=0-499`.", code="invalid_range")
-
-
 def display_name(filename: str) -> str:
     """The uploader's name for a file, fit to be shown: the last part of a path, without control characters."""
     name = filename.replace("\\", "/").rpartition("/")[2]
     # Cc: control, Cf: such as marks that turn the direction of writing, Cs: halves of characters.
     printable = "".join("_" if unicodedata.category(char) in {"Cc", "Cf", "Cs"} else char for char in name)
     return printable[:_MAX_FILENAME_CHARS] or "upload"
+
+
+def _check_range(request: Request, *, num_bytes: int) -> None:
+    """Leave out a Range header that is none, as RFC 9110 (14.2) wants it, or that is partly beyond the file.
+
+    Raises:
+        ApiError: 416, none of the file's bytes are in it.
+    """
+    header = request.headers.get("range")
+    if header is None:
+        return
+    ranges = [(first, last) for first, last in _RANGE.findall(header) if first or last]
+    is_one = _RANGES.fullmatch(header) and all(not (a and b) or int(a) <= int(b) for a, b in ranges)
+    is_beyond = [int(first) >= num_bytes if first else int(last) == 0 for first, last in ranges]
+    if not is_one or not ranges or (any(is_beyond) and not all(is_beyond)):
+        request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
+    elif all(is_beyond):
+        headers = {"Content-Range": f"bytes */{num_bytes}"}
+        raise ApiError(416, f"The file has {num_bytes} bytes.", code="range_not_satisfiable", headers=headers)
 
 
 def _read_form(form: FormData) -> tuple[UploadFile, Purpose, int | None]:

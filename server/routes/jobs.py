@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -141,6 +141,7 @@ def _submit(
 ) -> tuple[Job, bool]:
     """Check, plan and queue a job. Returns it, and False where another try of the same request was faster."""
     spec = body.to_spec()
+    _check_integrations(spec, services.settings.integrations)
     source = catalog.resolve_model(services.db, services.settings, owner=caller.view, name=spec.model)
     spec = _check_files(spec, references.files)
     planned = replace(
@@ -178,6 +179,22 @@ def _plan(services: Services, spec: JobSpec, source: ModelSource, room: Room | N
     return plan_job(shapes, spec, room)
 
 
+def _check_integrations(spec: JobSpec, allowed: Sequence[str]) -> None:
+    """See that whoever runs the server lets its jobs be told of where this one asks for.
+
+    Raises:
+        InvalidRequestError: not there.
+    """
+    for place, integration in enumerate(spec.integrations):
+        if integration.type not in allowed:
+            raise InvalidRequestError(
+                f"This server allows no integration of type {integration.type!r}: leave it out, or ask whoever runs "
+                "the server to name it in LOMO_INTEGRATIONS.",
+                code="integration_not_allowed",
+                param=f"integrations.{place}.type",
+            )
+
+
 def _check_files(spec: JobSpec, files: Mapping[str, ReferredFile]) -> JobSpec:
     """See that the files exist and may be trained on. Returns the job with its files' formats.
 
@@ -207,17 +224,21 @@ def _check_files(spec: JobSpec, files: Mapping[str, ReferredFile]) -> JobSpec:
 
 
 def _read_metadata_filter(request: Request) -> dict[str, str] | None:
-    """`metadata[key]=value` pairs of the query; `metadata=null` asks for jobs without any."""
+    """`metadata[key]=value` pairs of the query; `metadata=null` asks for jobs without any.
+
+    Raises:
+        InvalidRequestError: it is neither; left out, every job would come for those that were asked for.
+    """
     pairs: dict[str, str] = {}
     asks_for_none = False
     for name, value in request.query_params.multi_items():
         if match := _METADATA_PARAMETER.fullmatch(name):
             if pairs.setdefault(match[1], value) != value:
                 raise InvalidRequestError("No job has two values of one key.", param=name[:_MAX_PARAM_CHARS])
-        elif name == "metadata":
-            if value != "null":
-                raise InvalidRequestError("Filter by metadata[key]=value or metadata=null.", param="metadata")
+        elif (name, value) == ("metadata", "null"):
             asks_for_none = True
+        elif name == "metadata" or name.startswith("metadata["):
+            raise InvalidRequestError("Filter by metadata[key]=value or metadata=null.", param="metadata")
     if asks_for_none and pairs:
         raise InvalidRequestError("Filter by metadata[key]=value or by metadata=null, not by both.", param="metadata")
     return {} if asks_for_none else pairs or None

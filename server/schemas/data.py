@@ -32,6 +32,8 @@ class RunEstimate(Answer):
     trained_tokens: int
     duration_s: float | None = None
     """By the median speed of the latest jobs on this model; None where there were none."""
+    peak_bytes: int | None = None
+    """Memory at its highest, by the job's plan; None where the model could not be planned."""
 
 
 class DataFigures(Answer):

@@ -11,6 +11,7 @@ from server.schemas.base import Answer, EdgedPage, Request
 
 # The longest that every browser and proxy takes.
 _MAX_URL_CHARS = 2000
+_NUM_PORTS = 2**16
 
 
 def _check_url(value: str) -> str:
@@ -20,6 +21,8 @@ def _check_url(value: str) -> str:
         raise ValueError("this is not a URL") from error
     if url.scheme not in ("https", "http") or not url.host:
         raise ValueError("a URL that begins with https:// and names a host is needed")
+    if url.port is not None and not 0 < url.port < _NUM_PORTS:
+        raise ValueError(f"a URL's port is a number from 1 to {_NUM_PORTS - 1}")
     if url.userinfo or url.fragment:
         raise ValueError("a URL has neither a password nor a fragment here")
     return value

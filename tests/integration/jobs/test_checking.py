@@ -67,6 +67,8 @@ def file_report(**changes: Any) -> dict[str, Any]:
         "num_untrained": 0,
         "num_duplicates": 0,
         "duplicates": [],
+        "num_with_special_tokens": 0,
+        "special_token_lines": [],
         "tokens": {"num_sequences": 4, "total": 100, "trained": 40, "num_truncated": 0},
         **changes,
     }
@@ -150,14 +152,21 @@ def test_what_may_surprise_is_a_warning(db: Database, submit: Callable[..., str]
     training = file_report(
         num_duplicates=1,
         duplicates=[{"line": 4, "first_line": 2}],
+        num_with_special_tokens=2,
+        special_token_lines=[1, 3],
         tokens={"num_sequences": 4, "total": 100, "trained": 40, "num_truncated": 3},
     )
     overlap = {"num_rows": 2, "validation_lines": [1, 5]}
     checking.finish_check(db, must_claim(db), report(training, validation_file=file_report(), overlap=overlap))
     warnings = [message for level, _, message in events(db, job_id) if level == "warn"]
-    assert [
-        part in message for part, message in zip(("line 4 repeats line 2", "3 of 4", "1, 5"), warnings, strict=True)
-    ]
+    parts = (
+        "1 row of the training file repeats earlier ones: line 4 repeats line 2.",
+        "2 rows of the training file have special tokens of the model in a message's text (line 1, 3)",
+        "2 rows of the validation file are in the training file, too (line 1, 5)",
+        "3 of 4",
+    )
+    for part, message in zip(parts, sorted(warnings), strict=True):
+        assert part in message
     assert status(db, job_id) == JobStatus.QUEUED
 
 

@@ -145,9 +145,11 @@ def test_a_job_waits_for_its_check(site: Site) -> None:
     assert job["status"] == "queued"
     assert job["lomo"]["data"]["training_file"]["num_trained_tokens"] == 40
     assert job["lomo"]["data"]["estimate"]["steps"] == 2
+    assert job["lomo"]["data"]["estimate"]["peak_bytes"] == job["lomo"]["memory"]["planned_peak_bytes"] > 0
     whole = site.client().get(f"/v1/fine_tuning/jobs/{job_id}/data_report").raise_for_status().json()
     assert whole["job_id"] == job_id
     assert whole["training_file"] == file_report()
+    assert whole["estimate"]["peak_bytes"] == job["lomo"]["memory"]["planned_peak_bytes"]
     listed = site.client().get("/v1/fine_tuning/jobs").raise_for_status().json()
     assert listed["data"][0]["lomo"]["data"] == job["lomo"]["data"]
     site.claim(job_id)

@@ -12,9 +12,10 @@ import httpx
 import psutil
 import pytest
 
-from server import middleware
+from server import http_protocol, middleware
+from server.settings import ServerSettings
 
-from .conftest import MODEL, TRAIN_ROW, Site
+from .conftest import MODEL, TRAIN_ROW, Site, WaitUntil, running_site
 
 CREATE = "/v1/fine_tuning/jobs"
 MIB = 2**20
@@ -90,6 +91,8 @@ WRONG_ADDRESSES = [
     "/v1/fine_tuning/jobs?metadata%5B%00%5D=x",
     "/v1/fine_tuning/jobs?metadata[a]=%00",
     "/v1/fine_tuning/jobs?metadata=x",
+    "/v1/fine_tuning/jobs?metadata[a=x",
+    "/v1/fine_tuning/jobs?metadata=null&metadata[a]=x",
     "/v1/fine_tuning/jobs?limit=0",
     "/v1/fine_tuning/jobs?limit=-1",
     "/v1/fine_tuning/jobs?limit=1e3",
@@ -97,7 +100,6 @@ WRONG_ADDRESSES = [
     "/v1/fine_tuning/jobs?stream=perhaps",
     "/v1/files?limit=10001",
     "/v1/files?order=up",
-    "/v1/fine_tuning/jobs?metadata=null&metadata[a]=1",
     "/v1/fine_tuning/jobs?metadata[a]=1&metadata[a]=2",
 ]
 
@@ -161,6 +163,8 @@ BAD_FILES = [
     b"[1]\n",
     b'{"a":NaN}\n',
     b'{"a":"\\ud800"}\n',
+    b'{"\\ud800":1,"\\ud800":2}\n',
+    b'[{"\\ud800":1,"\\ud800":2}]',
     b'{"a":"\xff"}\n',
     b"{" + b'"a":{' * 100 + b"}" * 101 + b"\n",
     b'{"a":' + b"[" * 200_000 + b"\n",
@@ -268,27 +272,35 @@ def test_the_head_of_a_file_tells_its_length(site: Site) -> None:
     assert site.client().head("/v1/files/file-none/content").status_code == 404
 
 
-@pytest.mark.parametrize("header", ["bytes=9-2", "lines=1-2", "bytes=", "bytes=a-b"])
-def test_what_is_no_range_is_refused_in_openais_shape(site: Site, header: str) -> None:
-    response = site.client().get(f"/v1/files/{site.upload()}/content", headers={"Range": header})
-    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_range")
-    assert response.headers["content-type"] == "application/json"
-
-
-def test_a_range_behind_the_end_says_where_the_end_is(site: Site) -> None:
-    content = f"/v1/files/{site.upload(TRAIN_ROW)}/content"
-    response = site.client().get(content, headers={"Range": "bytes=4000-"})
-    assert (response.status_code, response.json()["error"]["code"]) == (416, "invalid_range")
-    assert response.headers["content-range"] == f"bytes */{len(TRAIN_ROW)}"
-    part = site.client().get(content, headers={"Range": "bytes=-5"})
-    assert (part.status_code, part.content) == (206, TRAIN_ROW[-5:])
-
-
 def test_ranges_of_a_file_are_bounded(site: Site) -> None:
     file_id = site.upload()
     ranges = "bytes=" + ",".join(f"{number}-{number}" for number in range(5_000))
     response = site.client().get(f"/v1/files/{file_id}/content", headers={"Range": ranges})
     assert response.status_code < 500
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["bytes=5-1", "bytes=a-b", "lines=0-1", "bytes=", "bytes=-", "bytes=0-" + "9" * 5000, "bytes=\u0663-", "bytes=--1"],
+)
+def test_a_range_that_is_none_is_left_out(site: Site, header: str) -> None:
+    path = f"/v1/files/{site.upload()}/content"
+    response = site.client().get(path, headers={"Range": header.encode()})
+    assert (response.status_code, response.content) == (200, TRAIN_ROW)
+
+
+def test_a_range_beyond_the_file(site: Site) -> None:
+    path = f"/v1/files/{site.upload()}/content"
+    response = site.client().get(path, headers={"Range": "bytes=0-1, -3"})
+    assert response.status_code == 206
+    response = site.client().get(path, headers={"Range": "bytes=-5"})
+    assert (response.status_code, response.content) == (206, TRAIN_ROW[-5:])
+    response = site.client().get(path, headers={"Range": f"bytes=0-1, {len(TRAIN_ROW)}-"})
+    assert (response.status_code, response.content) == (200, TRAIN_ROW)
+    for header in (f"bytes={len(TRAIN_ROW)}-", "bytes=-0"):
+        response = site.client().get(path, headers={"Range": header})
+        assert (response.status_code, response.json()["error"]["code"]) == (416, "range_not_satisfiable")
+        assert response.headers["content-range"] == f"bytes */{len(TRAIN_ROW)}"
 
 
 @pytest.mark.parametrize("header", [b"a", b"a: b\r\n"], ids=["one without end", "many"])
@@ -310,6 +322,86 @@ def test_a_head_is_counted_anew_for_each_request(site: Site) -> None:
     client = site.client()
     for _ in range(8):
         assert client.get("/v1/models", headers={"X-Long": "a" * 20_000}).status_code == 200
+
+
+def answer_to(site: Site, raw: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of what comes back for bytes that no client library would send."""
+    parts = urlsplit(site.url)
+    reply = b""
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
+        connection.sendall(raw)
+        with contextlib.suppress(ConnectionResetError):
+            while data := connection.recv(65536):
+                reply += data
+    head, _, body = reply.partition(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    return int(status.split()[1]), headers, body
+
+
+HEAD = b"Host: localhost\r\nConnection: close\r\n"
+UNREADABLE = {
+    "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc" + b"\0" * 100,
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "zero byte in a header": b"GET /v1/files HTTP/1.1\r\n" + HEAD + b"X: a\0b\r\n\r\n",
+    "bytes in the address": b"GET /v1/files/\xff HTTP/1.1\r\n" + HEAD + b"\r\n",
+    "wrong chunk": b"POST /v1/files HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "two lengths": b"POST /v1/files HTTP/1.1\r\n" + HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "length and chunks": b"POST /v1/files HTTP/1.1\r\n"
+    + HEAD
+    + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "too large": b"GET /v1/files HTTP/1.1\r\nX: " + b"a" * MIB,
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_what_is_no_request_is_answered_as_every_error_is(site: Site, what: str) -> None:
+    status, headers, body = answer_to(site, UNREADABLE[what])
+    assert status == 400
+    assert headers["x-request-id"].startswith("req_")
+    assert headers["x-content-type-options"] == "nosniff"
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /v1/fi"], ids=["nothing", "half a head"])
+def test_a_head_that_does_not_come(site: Site, monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
+    status, _, body = answer_to(site, start)
+    assert (status, json.loads(body)["error"]["code"]) == (408, "request_timeout")
+
+
+def test_more_connections_than_may_be(settings: ServerSettings, wait_until: WaitUntil) -> None:
+    with running_site(settings.model_copy(update={"max_connections": 3}), wait_until) as site:
+        parts = urlsplit(site.url)
+        request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        with socket.create_connection((parts.hostname, parts.port)) as first:
+            first.sendall(b"GET /")
+            assert answer_to(site, request)[0] == 200
+            with socket.create_connection((parts.hostname, parts.port)) as second:
+                second.sendall(b"GET /")
+                status, headers, body = answer_to(site, request)
+        assert (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
+        assert headers["x-request-id"].startswith("req_")
+        assert headers["retry-after"] == "5"
+        wait_until(lambda: answer_to(site, request)[0] == 200, 30, "the connections to be given back")
+
+
+def test_a_second_head_that_does_not_come(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
+    parts = urlsplit(site.url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in connection.recv(65536).splitlines()[0]
+        connection.sendall(b"GET /he")
+        assert b" 408 " in connection.recv(65536).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("header", "status"), [(b"Host: localhost\r\n", 400), (b"Transfer-Encoding: gzip, chunked\r\n", 415)]
+)
+def test_headers_that_proxies_may_read_otherwise(site: Site, header: bytes, status: int) -> None:
+    answered, _, body = answer_to(site, b"POST /v1/files HTTP/1.1\r\n" + HEAD + header + b"\r\n0\r\n\r\n")
+    assert answered == status, body
 
 
 def test_announced_body_too_large(site: Site) -> None:

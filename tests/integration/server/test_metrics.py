@@ -6,6 +6,9 @@ import dataclasses
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from jobs import host_registry
+from jobs.host_registry import HostReport
+
 from .conftest import HOST, Site, make_step
 
 Samples = dict[tuple[str, tuple[str, ...]], float]
@@ -46,6 +49,18 @@ def test_jobs_hosts_and_memory(site: Site) -> None:
     assert found["lomo_running_memory_bytes", ("parameters",)] == 0
     assert found["lomo_trained_tokens_total", ()] == 9
     assert found["lomo_host_running_jobs", (HOST,)] == 0
+
+
+def test_the_cards_of_a_host(site: Site) -> None:
+    cards = [
+        {"index": index, "uuid": f"GPU-{index}", "name": 'NVIDIA "H200"', "memory_bytes": 2**37, "free_bytes": 2**36}
+        for index in range(2)
+    ]
+    report = HostReport(name="gpu2", incarnation="1", memory_bytes=2**38, devices={"cpu": {}, "gpus": cards})
+    host_registry.register_host(site.db, report)
+    found = scrape(site)
+    for index in ("0", "1"):
+        assert found["lomo_host_gpu_memory_bytes", (index, "gpu2", 'NVIDIA "H200"')] == 2**37
 
 
 def test_requests_are_counted_by_route_and_not_by_address(site: Site) -> None:

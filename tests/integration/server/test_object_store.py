@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from jobs import files, loose_objects, organizations, reads
+from jobs import files, loose_objects, organizations, reads, storage
+from jobs.errors import InvalidRequestError
 from jobs.owner import Owner
 from server.settings import ServerSettings
 from tests.support.tiny_model import make_tiny_model
@@ -175,11 +176,36 @@ def test_files_from_before_the_setting_stay_where_they_are(
 
 def test_a_local_copy_is_there_for_the_block_alone(site: Site) -> None:
     file = reads.get_file(site.db, owner=Owner("org-local"), file_id=site.upload())
-    with files.local_copy(file, data_dir=site.settings.data_dir) as path:
+    with files.local_rows(file, data_dir=site.settings.data_dir, num_rows=1) as path:
         assert path.read_bytes() == TRAIN_ROW
         assert not path.is_relative_to(site.settings.data_dir)
     assert not path.exists()
     assert not Path(path.parent).exists()
+
+
+def test_a_local_copy_reaches_as_far_as_the_row(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [b"\xef\xbb\xbf" + TRAIN_ROW, b"\n", *[TRAIN_ROW] * 97]
+    array = b"[" + b",\n".join([TRAIN_ROW] * 98) + b"]"
+
+    def copied(content: bytes, num_rows: int) -> bytes:
+        form = {"file": ("rows.jsonl", content)}
+        file_id = site.client().post("/v1/files", files=form, data={"purpose": "fine-tune"}).json()["id"]
+        file = reads.get_file(site.db, owner=Owner("org-local"), file_id=file_id)
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "_PART_BYTES", 1000)  # S3 takes none so small
+            with files.local_rows(file, data_dir=site.settings.data_dir, num_rows=num_rows) as path:
+                return path.read_bytes()
+
+    some = copied(b"".join(lines), 20)
+    assert b"".join(lines).startswith(some)
+    assert 20 < some.count(TRAIN_ROW) < 40
+    assert copied(b"".join(lines), 98) == b"".join(lines)
+    assert copied(array, 1) == array
+    monkeypatch.setattr(files, "_MAX_COPIED_BYTES", 3000)
+    assert copied(b"".join(lines), 2)
+    for content, num_rows in ((b"".join(lines), 90), (array, 1)):
+        with pytest.raises(InvalidRequestError, match="too far"):
+            copied(content, num_rows)
 
 
 def test_a_row_of_a_stored_file_is_previewed_and_no_copy_stays(

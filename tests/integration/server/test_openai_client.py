@@ -12,8 +12,9 @@ from sqlalchemy import text
 from jobs import lifecycle
 from lomo_core import events as engine
 from server import sse
+from server.settings import ServerSettings
 
-from .conftest import MODEL, TRAIN_ROW, Site, make_model
+from .conftest import MODEL, TRAIN_ROW, Site, WaitUntil, make_model, running_site
 
 
 @pytest.fixture
@@ -95,6 +96,23 @@ def test_integrations_come_back_and_a_clone_has_them_too(site: Site, client: ope
         )
     assert caught.value.param == "integrations.0.type"
     assert "wandb" in caught.value.message
+
+
+def test_a_server_may_allow_no_integrations(settings: ServerSettings, wait_until: WaitUntil) -> None:
+    asked = [{"type": "wandb", "wandb": {"project": "tunes"}}]
+    with running_site(settings, wait_until) as open_site:
+        body = {"model": MODEL, "training_file": open_site.upload(), "integrations": asked}
+        old = open_site.client().post("/v1/fine_tuning/jobs", json=body).raise_for_status().json()["id"]
+    with running_site(settings.model_copy(update={"integrations": ()}), wait_until) as site:
+        jobs = "/v1/fine_tuning/jobs"
+        for path, sent in ((jobs, body), (f"{jobs}/{old}/clone", {})):
+            refused = site.client().post(path, json=sent)
+            error = refused.json()["error"]
+            assert (refused.status_code, error["code"]) == (400, "integration_not_allowed")
+            assert error["param"] == "integrations.0.type"
+            assert "LOMO_INTEGRATIONS" in error["message"]
+        cloned = site.client().post(f"{jobs}/{old}/clone", json={"integrations": []})
+        assert (cloned.status_code, cloned.json()["integrations"]) == (200, [])
 
 
 def assert_result_file(client: openai.OpenAI, job: FineTuningJob) -> None:

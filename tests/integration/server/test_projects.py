@@ -32,6 +32,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     **{f"POST {JOBS}/{{job_id}}/{action}": {} for action in ("cancel", "pause", "resume", "clone")},
     f"DELETE {JOBS}/{{job_id}}": {},
     **{f"GET /v1/files/{{file_id}}{rest}": {} for rest in ("", "/content", "/report")},
+    "HEAD /v1/files/{file_id}/content": {},
     "GET /v1/files/{file_id}/preview": {"params": {"row": 1, "model": MODEL}},
     "DELETE /v1/files/{file_id}": {},
     "POST /v1/uploads/{upload_id}/parts": {"files": {"data": b"x"}},

@@ -67,7 +67,7 @@ def test_the_settings_are_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 def interpolate(text: str) -> str:
     """Fill in compose's variables: required ones by `secret`, others by their defaults."""
     text = re.sub(r"\$\{\w+:\?[^}]*\}", "secret", text)
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+    return re.sub(r"\$\{\w+:?-([^}]*)\}", r"\1", text)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,8 @@ RESULT = {"role": "tool", "tool_call_id": "c1", "content": "a star"}
         ({"instruction": "a", "output": " "}, "output is empty"),
         ({"instruction": "a", "output": "b", "history": [["c", "d"]]}, "history is not supported"),
         ({"text": ""}, "text is empty"),
+        (messages(*[USER, ANSWER] * 1025), "messages has 2050 messages, more than 2048: split the conversation"),
+        ({"conversations": [{"from": "gpt", "value": "x"}] * 2049}, "conversations has 2049 messages, more than 2048"),
         ({"conversations": {}}, "conversations must be a list, not an object"),
         ({"conversations": [{"from": "bard", "value": "x"}]}, 'conversations[0].from is "bard": it must be one of'),
         ({"conversations": [{"from": "gpt", "value": ""}]}, "conversations[0].value is empty"),
@@ -159,6 +162,61 @@ def test_a_wrong_row(tmp_path: Path, row: Any, expected: str) -> None:
 def test_a_wrong_file(tmp_path: Path, raw: bytes, expected: str) -> None:
     (tmp_path / "rows.jsonl").write_bytes(raw)
     assert expected in error_of(tmp_path / "rows.jsonl")
+
+
+ROW = b'{"text": "a"}'
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b"\xef\xbb\xbf" * 2 + ROW, "a byte order mark stands before the row"),
+        (b"<!doctype html>\n", "this is HTML or XML"),
+        (b"# rows\n", "JSON has no comments"),
+        (b"{'text': 'a'}\n", "JSON has double quotes"),
+        (ROW + b"\r" + ROW + b"\r", "end each row with a line feed"),
+        (ROW + "\u2028".encode() + ROW, "end each row with a line feed"),
+        (ROW + b" " + ROW, "two rows are on one line"),
+        (ROW + b",\n" + ROW, "a comma follows the row"),
+        (b'{"text": "a\tb"}', r"write a tab as \t"),
+        (b"text,more\na,b\n", "this may be CSV"),
+        (b"1,2\n", "this may be CSV"),
+        (b"- text: a\n", "this may be CSV, YAML"),
+        (b'{\n "text": "a"\n}\n', "the line ends inside of the row"),
+        (ROW[:-3], "the line ends inside of the row"),
+        (b'{"text": "a", "x": [1,]}', "the comma before it is one too many"),
+        (b'{"text": "a"' + b"\0" * 9000, "the file is not text"),
+        (ROW + b"\n" * 5000 + b"\0\n", "line 5001: not valid JSON (Expecting value, column 1): it holds zero bytes"),
+        (b'{"text": "a", "x": 1e400}', "not valid JSON (the number 1e400 is too large)"),
+        (b'[{"text": "a", "x": -1e400}]', "not valid JSON (the number -1e400 is too large)"),
+        (b'[{"x": ' + b"1" * 5000 + b"}]", "not valid JSON (a number of 5000 digits)"),
+        (b"%PDF-1.7\n", "the file is a PDF"),
+        (b"\x80\x04\x95", "the file is a Python pickle"),
+        (b"SQLite format 3\0", "the file is an SQLite database"),
+        (b"\xfd7zXZ\0\0", "compressed with xz"),
+        (b"x" * 257 + b"ustar", "a tar archive"),
+        (ROW.decode().encode("utf-16-le"), "the file is UTF-16 text"),
+        (ROW.decode().encode("utf-16-be"), "the file is UTF-16 text"),
+        (ROW.decode().encode("utf-32"), "the file is UTF-32 text"),
+        ('{"a\u202eb\x9b": 1}'.encode(), "fields (a\ufffdb\ufffd): a row has"),
+        (b'[{"\\ud800": 1, "\\ud800": 2}]', 'the key "\ufffd" is there twice'),
+        (json.dumps({"k" * 9000: 1}).encode(), "...): a row has the fields messages"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, bytes) else None,
+)
+def test_what_is_no_json_lines_is_told_what_it_is(tmp_path: Path, raw: bytes, expected: str) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(raw)
+    assert expected in error_of(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("around", ["{}", "[{}]"])
+def test_a_key_that_is_repeated_among_very_many_is_found_at_once(tmp_path: Path, around: str) -> None:
+    """Comparing each with each took 11 s for 20,000, and the server reads arrays while their uploader waits."""
+    keys = ", ".join(f'"k{number}": 1' for number in range(20_000))
+    (tmp_path / "rows.jsonl").write_text(around.replace("{}", f'{{{keys}, "k19999": 2}}'), encoding="utf-8")
+    begin = time.process_time()
+    assert 'the key "k19999" is there twice' in error_of(tmp_path / "rows.jsonl")
+    assert time.process_time() - begin < 2
 
 
 def test_the_first_twenty_errors_are_listed(tmp_path: Path) -> None:

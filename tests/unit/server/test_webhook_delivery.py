@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import select
+import socket
 import ssl
 import time
 from typing import Any
@@ -55,7 +57,9 @@ def test_a_changed_body_an_old_message_and_another_secret_are_not_accepted() -> 
     [
         "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.1", "224.0.0.1",
         "255.255.255.255", "::1", "::", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:a9fe:a9fe",
-        "64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1",
+        "64:ff9b::7f00:1", "64:ff9b:1::7f00:1", "2002:7f00:1::", "2001:db8::1", "3fff::1", "fec0::1", "::7f00:1",
+        "::ffff:0:7f00:1", "5f00::1", "2001::1", "fd00:ec2::254", "fe80::5efe:7f00:1", "192.0.0.1", "198.18.0.1",
+        "240.0.0.1",
     ],
 )  # fmt: skip
 def test_no_message_goes_to(address: str) -> None:
@@ -65,6 +69,47 @@ def test_no_message_goes_to(address: str) -> None:
 @pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34"])
 def test_messages_go_to(address: str) -> None:
     assert is_public(address)
+
+
+# Hosts as people write them who want in, and names of a resolver that they own.
+HOSTS_INSIDE = (
+    "127.0.0.1", "127.1", "127.0.1", "0", "0.0.0.1", "2130706433", "0x7f000001", "0x7f.1", "0X7F.0.0.1", "017700000001",
+    "10.0.0.1", "172.31.255.255", "192.168.0.1", "100.64.0.1", "169.254.169.254", "2852039166", "0xA9FEA9FE",
+    "127.0.0.1.", "localhost", "LOCALHOST", "localhost.", "%31%32%37.0.0.1", "127\u30020\u30020\u30021",
+    "[::1]", "[::]", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::127.0.0.1]", "[fe80::1]",
+    "[fec0::1]", "[fd00:ec2::254]", "[64:ff9b::a9fe:a9fe]", "[64:ff9b:1::7f00:1]", "[2002:7f00:1::]",
+    "[::ffff:0:7f00:1]", "[ff02::1]", "loop.example", "LOOP.example", "mixed.example", "mapped.example", "site.example",
+    "link.example", "metadata.example", "sixtofour.example", "b\u00fccher.example",
+)  # fmt: skip
+RESOLVED = {
+    "loop.example": ["127.0.0.1"],
+    "mixed.example": ["93.184.216.34", "10.0.0.1"],
+    "mapped.example": ["::ffff:10.0.0.1"],
+    "site.example": ["fec0::1"],
+    "link.example": ["fe80::1%2"],
+    "metadata.example": ["169.254.169.254"],
+    "sixtofour.example": ["2002:a00:1::"],
+    "xn--bcher-kva.example": ["192.168.0.1"],
+}
+
+
+@pytest.mark.parametrize("host", HOSTS_INSIDE)
+def test_no_connection_is_made_to_a_host_inside(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whatever name: only the resolver, which a tenant may own, is the test's."""
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(name: str, port: int, *options: Any) -> Any:
+        found = RESOLVED.get(name.lower()) if isinstance(name, str) else None
+        if found is None:
+            return resolve(name, port, *options)
+        return [(socket.AF_UNSPEC, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with socket.create_server(("", 0)) as trap:
+        url = f"https://{host}:{trap.getsockname()[1]}/"
+        with pytest.raises(UndeliverableError, match=r"not public|no address"):
+            asyncio.run(WebhookSender(allow_private=False).send(due(SECRET, url=url)))
+        assert not select.select([trap], [], [], 0)[0]
 
 
 @pytest.mark.parametrize(
