@@ -216,6 +216,8 @@ def test_queue_and_hosts_tell_of_others_the_number_alone(site: Site, other: Othe
     ):
         queue = ok(client.get("/v1/queue"))
         assert (queue["num_queued"], [item["job_id"] for item in queue["data"]]) == (2, queued)
+        first = ok(client.get("/v1/queue?limit=1"))
+        assert ([item["job_id"] for item in first["data"]], first["has_more"]) == (queued[:1], len(queued) > 1)
         [host] = ok(client.get("/v1/hosts"))["data"]
         assert (host["num_running"], host["running_jobs"]) == (1, running)
 
