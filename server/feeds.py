@@ -4,8 +4,9 @@ in batches after a number, and comes as server-sent events whose ids are the num
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from jobs import reads, runlog
 from jobs.db import Database
@@ -19,13 +20,35 @@ PAGE_EVENTS = 500
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Frames of what is numbered `first_seq` to `last_seq`; not everything that is numbered need be shown."""
+    """Frames of what is numbered `first_seq` to `last_seq`, without a gap; not everything that is numbered need be
+    shown."""
 
     first_seq: int
     last_seq: int
     frames: bytes
+    ends: Sequence[int]
+    """Where in `frames` each number's frame ends."""
     is_last: bool
     """Whether nothing comes after it, because the job has ended."""
+    has_more: bool
+    """Whether it is a whole page, so that another may be there already."""
+
+    @classmethod
+    def of(cls, first_seq: int, frames: Sequence[bytes], *, is_last: bool) -> Batch:
+        """The batch of these frames, one for each number."""
+        return cls(
+            first_seq,
+            first_seq + len(frames) - 1,
+            b"".join(frames),
+            tuple(accumulate(map(len, frames))),
+            is_last=is_last,
+            has_more=len(frames) >= PAGE_EVENTS,
+        )
+
+    def after(self, seq: int) -> bytes:
+        """The frames of what comes after number `seq`."""
+        place = min(seq, self.last_seq) - self.first_seq
+        return self.frames if place < 0 else self.frames[self.ends[place] :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +80,7 @@ def _batch_of_events(db: Database, job_id: str, after: int, encode: Callable[[Ev
     events = reads.events_since(db, job_id=job_id, seq=after, limit=PAGE_EVENTS)
     if not events:
         return None
-    frames = b"".join(map(encode, events))
-    return Batch(events[0].seq, events[-1].seq, frames, is_last=events[-1].status in TERMINAL)
+    return Batch.of(events[0].seq, [encode(event) for event in events], is_last=events[-1].status in TERMINAL)
 
 
 def _event_frame(event: Event) -> bytes:
@@ -79,11 +101,8 @@ def _read_log(db: Database, job_id: str, after: int) -> Batch | None:
     is_last = has_ended and len(lines) < PAGE_EVENTS
     if not lines and not is_last:
         return None
-    frames = b"".join(
-        encode_frame(describe_log_line(line).model_dump_json(), event="log", seq=line.seq) for line in lines
-    )
-    first, last = (lines[0].seq, lines[-1].seq) if lines else (after + 1, after)
-    return Batch(first, last, frames, is_last=is_last)
+    frames = [encode_frame(describe_log_line(line).model_dump_json(), event="log", seq=line.seq) for line in lines]
+    return Batch.of(lines[0].seq if lines else after + 1, frames, is_last=is_last)
 
 
 EVENTS = Feed("events", _read_events, lambda job: job.last_seq)

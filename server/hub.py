@@ -266,7 +266,7 @@ class _FeedTopic(_Topic):
         while batch := await self.hub.read(partial(self.feed.read, self.hub.db, self.job_id, self.position)):
             self.position = batch.last_seq
             self.publish(batch)
-            if batch.is_last:
+            if batch.is_last or not batch.has_more:
                 return
 
 

@@ -26,7 +26,7 @@ from jobs.owner import Owner
 from jobs.status import TERMINAL
 from server.auth import RECHECK_S
 from server.describe import describe_jobs
-from server.feeds import Batch, Feed, encode_frame
+from server.feeds import Feed, encode_frame
 from server.hub import RETRY_S, Hub, Queue, Signal
 from server.schemas import JobPage
 
@@ -87,6 +87,8 @@ async def stream_feed(
                 if batch.is_last:
                     yield _DONE
                     return
+                if not batch.has_more:
+                    break
             if job.status in TERMINAL:
                 # The client had seen the last one before.
                 yield _DONE
@@ -162,25 +164,36 @@ class _Pace:
             return None
 
 
-def _join(item: Any, queue: Queue, last: int) -> Batch | None:
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """What of several batches goes out in one piece."""
+
+    frames: bytes
+    last_seq: int
+    is_last: bool
+
+
+def _join(item: Any, queue: Queue, last: int) -> _Joined | None:
     """What comes after number `last` of an item and those behind it in the queue, which may be nothing. None: there is
-    a gap, or a batch of which a part has been sent, and the stream has to go back to the database."""
+    a gap, and the stream has to go back to the database.
+
+    A batch of which the stream has read the first part from the database is taken from there on: streams that would
+    read the rest of it as well would do so again and again where many of them keep the server busy.
+    """
     frames, is_last = [], False
     while True:
         if item is Signal.STOPPED:
             queue.put_nowait(item)  # for once this has been sent
             break
-        if item is Signal.LAGGED or (
-            item is not None and (item.first_seq > last + 1 or item.first_seq <= last < item.last_seq)
-        ):
+        if item is Signal.LAGGED or (item is not None and item.first_seq > last + 1):
             return None
         if item is not None and (item.last_seq > last or item.is_last):
-            last, is_last = item.last_seq, item.is_last
-            frames.append(item.frames)
+            frames.append(item.after(last))
+            last, is_last = max(last, item.last_seq), item.is_last
         if is_last or queue.empty():
             break
         item = queue.get_nowait()
-    return Batch(last, last, b"".join(frames), is_last)
+    return _Joined(b"".join(frames), last, is_last)
 
 
 async def _read(hub: Hub, function: Callable[[], T]) -> T:
