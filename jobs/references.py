@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, bindparam, func, select, true
+from sqlalchemy import ColumnElement, bindparam, func, select, text, true
 from sqlalchemy.orm import Session
 
 from jobs.async_reads import AsyncReads, CompiledQuery
@@ -49,12 +49,9 @@ _REFERENCES = CompiledQuery.of(
 )
 
 
-_HELD = (
-    select(File.id)
-    .where(File.id == func.any(bindparam("file_ids")), File.organization_id == bindparam("organization_id"))
-    .order_by(File.id)
-    .with_for_update(read=True, key_share=True)
-)
+_HELD = text("""
+    SELECT id FROM files WHERE id = ANY(:file_ids) AND organization_id = :organization_id ORDER BY id FOR KEY SHARE
+""")
 
 
 def hold_files(session: Session, *, organization_id: str, file_ids: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Mount
 
@@ -23,6 +24,7 @@ from server import errors
 from server.auth import Authenticator
 from server.chat import ChatClient
 from server.deps import authenticated
+from server.doorbell import Doorbell
 from server.hub import Hub
 from server.middleware import BodyLimit, Gate, RequestContext
 from server.prometheus import Metrics
@@ -55,12 +57,14 @@ from server.webhook_delivery import WebhookDelivery
 def create_app(settings: ServerSettings) -> FastAPI:
     """The server as an ASGI application. Nothing is connected to before it starts."""
     db = Database(settings.database_url, pool_size=settings.database_pool_size)
+    broker = make_celery(settings.broker_url)
     metrics = Metrics(db)
     services = Services(
         settings=settings,
         db=db,
         reads=AsyncReads(settings.database_url),
-        broker=make_celery(settings.broker_url),
+        broker=broker,
+        doorbell=Doorbell(broker),
         authenticator=Authenticator(db),
         hub=Hub(db, settings),
         chats=ChatClient(settings.broker_url),
@@ -133,10 +137,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await services.reads.open()
     services.hub.start()
     services.webhooks.start()
+    services.doorbell.start()
     yield
     await services.webhooks.close()
     await services.hub.close()
     await services.chats.close()
+    await run_in_threadpool(services.doorbell.close)
     services.broker.close()
     await services.reads.close()
     services.db.dispose()

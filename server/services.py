@@ -12,6 +12,7 @@ from jobs.row_preview import PreviewPlaces
 from jobs.shape_cache import ShapeCache
 from server.auth import Authenticator
 from server.chat import ChatClient
+from server.doorbell import Doorbell
 from server.hub import Hub
 from server.prometheus import Metrics
 from server.rate_limit import RateLimiter
@@ -28,6 +29,7 @@ class Services:
     reads: AsyncReads
     """Of what is asked most often."""
     broker: Celery
+    doorbell: Doorbell
     authenticator: Authenticator
     hub: Hub
     chats: ChatClient

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from jobs import catalog, deletion, dispatch, idempotency, lifecycle, reads, submission
+from jobs import catalog, deletion, idempotency, lifecycle, reads, submission
 from jobs.catalog import ModelSource
 from jobs.errors import InvalidRequestError
 from jobs.idempotency import Arrival
@@ -33,17 +33,14 @@ _MAX_PARAM_CHARS = 74  # metadata[], and 64 of a key
 
 
 @router.post("", response_model=schemas.FineTuningJob)
-async def create_job(
-    creation: CreationDep, caller: Caller, services: ServicesDep, background: BackgroundTasks
-) -> Response:
-    """Queue a job, once for one request (`jobs/idempotency.py`). The doorbell rings after the response, since a broker
-    that is down must not delay or fail it."""
+async def create_job(creation: CreationDep, caller: Caller, services: ServicesDep) -> Response:
+    """Queue a job, once for one request (`jobs/idempotency.py`)."""
     body = creation.body
     file_ids = [file_id for file_id in (body.training_file, body.validation_file) if file_id is not None]
     references = await read_references(services.reads, owner=caller.view, file_ids=file_ids)
     job, is_new = await run_in_threadpool(_submit_once, services, caller, creation, references)
     if is_new:
-        background.add_task(dispatch.ring, services.broker)
+        services.doorbell.ask()
     headers = {} if is_new else {"Idempotent-Replayed": "true"}
     return Response(job.model_dump_json(), media_type="application/json", headers=headers)
 
@@ -98,19 +95,17 @@ def pause_job(job_id: str, caller: Caller, services: ServicesDep) -> schemas.Fin
 
 
 @router.post("/{job_id}/resume")
-def resume_job(
-    job_id: str, caller: Caller, services: ServicesDep, background: BackgroundTasks
-) -> schemas.FineTuningJob:
+def resume_job(job_id: str, caller: Caller, services: ServicesDep) -> schemas.FineTuningJob:
     """Queue a paused job again; it goes on from its last checkpoint."""
     job = lifecycle.resume(services.db, owner=caller.view, job_id=job_id)
-    background.add_task(dispatch.ring, services.broker)
+    services.doorbell.ask()
     return describe_jobs(services.db, services.settings, [job])[0]
 
 
 @router.post("/{job_id}/clone", response_model=schemas.FineTuningJob)
-async def clone_job(clone: CloneDep, caller: Caller, services: ServicesDep, background: BackgroundTasks) -> Response:
+async def clone_job(clone: CloneDep, caller: Caller, services: ServicesDep) -> Response:
     """Queue a job like another one, with other options where the body names some; once for one request."""
-    return await create_job(clone, caller, services, background)
+    return await create_job(clone, caller, services)
 
 
 @router.delete("/{job_id}")
