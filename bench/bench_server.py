@@ -6,7 +6,8 @@ Prints one JSON line per bound:
     read          requests per second for one job
     first_page    list of jobs, events and metrics of a job with a million events: p99
     chart         a chart of its million steps: time and size
-    ship          journal lines per second into Postgres
+    ship          batches of journal lines into Postgres, lines per second
+    journal       the same from the file on, with the figures told to TensorBoard, as a worker does it
     flat          cost of shipping a batch as the table grows, against an almost empty one
     stream        event streams at 100 lines/s: delay of a line from its shipping to its reader, lines lost
 
@@ -50,9 +51,12 @@ from jobs.spec import JobSpec
 from local.ports import reserve_port
 from local.postgres import Postgres
 from local.valkey import Valkey
-from lomo_core.events import JournalLine, Message
+from lomo_core.events import JOURNAL_NAME, JournalLine, Message, encode_line
+from worker.journal_shipper import JournalShipper, Listeners
+from worker.settings import WorkerSettings
+from worker.trackers import Trackers
 
-ALL = ("submit", "read", "first_page", "chart", "ship", "flat", "stream")
+ALL = ("submit", "read", "first_page", "chart", "ship", "journal", "flat", "stream")
 MODEL_CONFIG = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -209,6 +213,26 @@ def measure_ship(service: Service, _: argparse.Namespace) -> Iterator[dict[str, 
     }
 
 
+def measure_journal(service: Service, _: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A journal of 30,000 steps that lies there, as after an outage: read, told to TensorBoard, shipped."""
+    claim = claim_job(service.db)
+    folder, num_lines = service.data_dir / "runs" / claim.lease.job_id, 60 * BATCH
+    path = folder / "attempt-1" / JOURNAL_NAME
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"".join(encode_line(make_line(number)[1]) for number in range(num_lines)))
+    # Nothing is sent to a broker here.
+    settings = WorkerSettings(database_url=service.db.url, broker_url="redis://", data_dir=service.data_dir)
+    trackers = Trackers(folder, claim, settings)
+    listeners = Listeners(on_lines=trackers.take, on_checkpoint=lambda: None)
+    shipper = JournalShipper(service.db, claim, path, relative=str, every_s=1.0, listeners=listeners)
+    shipper.end()
+    started = time.perf_counter()
+    shipper.run()
+    seconds = time.perf_counter() - started
+    assert eventlog.shipped_lines(service.db, job_id=claim.lease.job_id, attempt=1) == num_lines
+    yield {"lines": num_lines, "lines_per_s": round(num_lines / seconds), **bound("lines_per_s", at_least=20_000)}
+
+
 def measure_flat(service: Service, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The cost of a batch at 10 thousand rows and at ten times as many, and so on, in one job."""
     claim = claim_job(service.db)
@@ -270,6 +294,7 @@ MEASURES = {
     "first_page": measure_first_page,
     "chart": measure_chart,
     "ship": measure_ship,
+    "journal": measure_journal,
     "flat": measure_flat,
     "stream": measure_stream,
 }

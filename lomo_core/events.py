@@ -15,6 +15,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
+import orjson
+
 JOURNAL_NAME = "journal.jsonl"
 
 Level = Literal["info", "warn", "error"]
@@ -265,7 +267,7 @@ def decode_line(raw: bytes) -> JournalLine:
     Raises:
         ValueError: the line is not JSON, or not an event of a known type.
     """
-    parsed = json.loads(raw)
+    parsed = orjson.loads(raw)
     body: dict[str, Any] = parsed if isinstance(parsed, dict) else {}
     time, kind = body.pop("time", None), body.pop("type", None)
     cls = EVENT_TYPES.get(kind) if isinstance(kind, str) else None

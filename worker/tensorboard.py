@@ -16,14 +16,16 @@ import math
 import os
 import struct
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
+
+import google_crc32c
 
 from worker.journal_shipper import JournalReader
 from worker.tracked import Point, Restart, read_tracked
 
 FOLDER_NAME = "tensorboard"
 
-_POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected: RFC 3720, appendix B.4
 _MASK_DELTA = 0xA282EAD8  # tensorflow/core/lib/hash/crc32c.h
 _VERSION = "brain.Event:2"  # the first that purges by SessionLog.START
 _START = 1  # SessionLog.SessionStatus
@@ -40,7 +42,7 @@ def event_path(job_folder: Path, *, attempt: int) -> Path:
 class EventFile:
     """Writes one event file, from its beginning; it and its folder are made with the first figures.
 
-    A step with 13 figures takes 130 us, of which 60 for opening the file (measured; in a batch of 500, 75 us each).
+    A step with 13 figures takes 12 us in a batch of 500, and 60 for opening the file (measured).
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,15 +85,21 @@ def _encode(tracked: Point | Restart) -> bytes:
     head = _key(1, _FIXED64) + struct.pack("<d", tracked.time_s) + _key(2, _VARINT) + _varint(tracked.step)
     if isinstance(tracked, Restart):
         return head + _bytes_field(7, _key(1, _VARINT) + _varint(_START))
-    values = (_bytes_field(1, _encode_value(tag, value)) for tag, value in tracked.values.items())
-    return head + _bytes_field(5, b"".join(values))
+    return head + _bytes_field(5, b"".join([_encode_value(tag, value) for tag, value in tracked.values.items()]))
 
 
 def _encode_value(tag: str, value: float) -> bytes:
-    """A `Summary.Value`: tag = 1, simple_value = 2, which has 32 bits: a norm that has outgrown them is infinite there,
-    where `struct` alone would refuse it."""
+    """A `Summary.Value`, the field 1 of a summary: tag = 1, simple_value = 2, which has 32 bits: a norm that has
+    outgrown them is infinite there, where `struct` alone would refuse it."""
     single = value if abs(value) <= _MAX_SINGLE else math.copysign(math.inf, value)
-    return _bytes_field(1, tag.encode()) + _key(2, _FIXED32) + struct.pack("<f", single)
+    return _before_value(tag) + struct.pack("<f", single)
+
+
+@lru_cache
+def _before_value(tag: str) -> bytes:
+    """A value up to its four bytes: the same at each of a million steps."""
+    content = _bytes_field(1, tag.encode()) + _key(2, _FIXED32)
+    return _key(1, _BYTES) + _varint(len(content) + 4) + content
 
 
 def _bytes_field(number: int, content: bytes) -> bytes:
@@ -117,21 +125,5 @@ def _record(content: bytes) -> bytes:
 
 
 def _masked_crc(content: bytes) -> bytes:
-    crc = _crc32c(content)
+    crc = google_crc32c.value(content)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF)
-
-
-def _crc32c(content: bytes) -> int:
-    crc, table = 0xFFFFFFFF, _TABLE
-    for byte in content:
-        crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
-    return crc ^ 0xFFFFFFFF
-
-
-def _table_entry(value: int) -> int:
-    for _ in range(8):
-        value = value >> 1 ^ (_POLYNOMIAL if value & 1 else 0)
-    return value
-
-
-_TABLE = tuple(_table_entry(byte) for byte in range(256))

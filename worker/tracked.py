@@ -6,10 +6,15 @@ One set of names for TensorBoard, Weights & Biases and MLflow, so that runs can 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from operator import attrgetter
 
 from jobs.eventlog import NumberedLine
-from lomo_core.events import Evaluation, RolledBack, Started, Step
+from lomo_core.events import Evaluation, MemoryBytes, RolledBack, Started, Step
+
+_MEMORY = tuple(MemoryBytes.__dataclass_fields__)
+_MEMORY_NAMES = tuple(f"memory/{name}" for name in _MEMORY)
+_get_memory = attrgetter(*_MEMORY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +62,7 @@ def _step_values(step: Step) -> dict[str, float | None]:
         "train/tokens_per_s": step.tokens_per_s,
         "train/step_s": step.step_s,
         "train/epoch": step.epoch,
-        **{f"memory/{name}": size_bytes for name, size_bytes in asdict(step.memory).items()},
+        **dict(zip(_MEMORY_NAMES, _get_memory(step.memory), strict=True)),
     }
 
 
