@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DATA_DIR ?= var/lomo
 PORT ?= 8000
 
-.PHONY: install demo up test check bench bench-engine bench-memory bench-quality bench-server clean
+.PHONY: install demo up test test-slow check bench bench-engine bench-memory bench-quality bench-server clean
 
 install: $(STAMP)
 
@@ -24,8 +24,14 @@ demo: $(STAMP)
 up: $(STAMP)
 	@$(BIN)/lomo up --data-dir $(DATA_DIR) --port $(PORT)
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
+
+# The two together are all tests.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
+	$(PYTEST) -m "not slow and not browser"
+
+test-slow: $(STAMP)
+	$(PYTEST) -m "slow or browser"
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -243,7 +243,7 @@ Event = (
 )
 
 EVENT_TYPES: dict[str, type[Event]] = {cls.type: cls for cls in get_args(Event)}
-_MEMORY_FIELDS = frozenset({"memory", "planned", "measured"})
+_MEMORY_FIELDS = ("memory", "planned", "measured")
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,8 +276,9 @@ def decode_line(raw: bytes) -> JournalLine:
     if cls is Step and body.get("loss") is None:
         body["loss"] = math.nan
     try:
-        for name in _MEMORY_FIELDS & body.keys():
-            body[name] = None if body[name] is None else MemoryBytes(**body[name])
+        for name in _MEMORY_FIELDS:
+            if body.get(name) is not None:
+                body[name] = MemoryBytes(**body[name])
         return JournalLine(float(time), cls(**body))
     except TypeError as error:
         raise ValueError(f"not a valid {cls.type!r} event: {error}") from error

@@ -32,6 +32,8 @@ from worker.settings import WorkerSettings
 from ...conftest import KnownShapes, WaitUntil, fresh_database
 from .conftest import HOST, MODEL, Site, make_settings, register_host, running_site
 
+pytestmark = pytest.mark.slow
+
 CHAT_MODEL = "tiny-chat"
 PLAIN_MODEL = "plain"  # without a template
 LONG_MODEL = "tiny-long"  # with a context for answers that take long

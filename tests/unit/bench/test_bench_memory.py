@@ -12,6 +12,8 @@ from lomo_core.memory.plan import plan
 from lomo_core.memory.process import Calibration, holes_bytes, process_peak_bytes
 from lomo_core.memory.shapes import read_shapes
 
+pytestmark = pytest.mark.slow
+
 
 def test_there_are_enough_settings_of_every_kind() -> None:
     assert len(set(CASES)) >= 16

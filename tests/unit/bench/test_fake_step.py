@@ -13,6 +13,8 @@ from lomo_core.memory.model_shapes import ModelShapes
 from lomo_core.memory.plan import Setting, plan
 from lomo_core.memory.shapes import read_shapes
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES: dict[str, Any] = {
     "llama": LlamaConfig(
         hidden_size=128,

@@ -16,6 +16,8 @@ from bench.corpus import CHAT_TOPICS, Task, TaskName, chat_rows, normalised, wri
 from bench.quality_summary import ADAMW, NEAREST, STOCHASTIC, best, claims, overall, standard_error, summary
 from lomo_core.data.formats import RowReader, read_rows
 
+pytestmark = pytest.mark.slow
+
 
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

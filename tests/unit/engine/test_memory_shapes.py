@@ -13,6 +13,8 @@ from lomo_core.memory.model_shapes import ModelShapes, Polynomial, Variant, larg
 from lomo_core.memory.paper import llama
 from lomo_core.memory.shapes import read_shapes
 
+pytestmark = pytest.mark.slow
+
 H, INNER, HEADS, LAYERS, VOCAB = 64, 176, 4, 3, 512
 
 
