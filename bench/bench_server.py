@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import io
 import json
 import os
@@ -226,6 +227,7 @@ def measure_journal(service: Service, _: argparse.Namespace) -> Iterator[dict[st
     listeners = Listeners(on_lines=trackers.take, on_checkpoint=lambda: None)
     shipper = JournalShipper(service.db, claim, path, relative=str, every_s=1.0, listeners=listeners)
     shipper.end()
+    gc.freeze()  # as the worker does when it starts
     started = time.perf_counter()
     shipper.run()
     seconds = time.perf_counter() - started

@@ -10,6 +10,7 @@ thread per slot waits for its engine, and one more serves the control queue.
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Any, NoReturn
 
@@ -76,6 +77,8 @@ def _start(sender: Any, **_: Any) -> None:
         node.start()
     except WorkerRefusedError as error:
         _refuse(error)
+    # What is there now stays: to look through it again for garbage took 4 to 9 % of the CPU time of shipping a journal.
+    gc.freeze()
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]  # celery has no types
