@@ -38,7 +38,7 @@ def submit(
 ) -> Job:
     """Queue a job, or have its files checked before that (`checking.py`).
 
-    The caller rings the doorbell (`dispatch.ring`) afterwards, never before the commit. Without a plan any host may
+    The caller has the doorbell rung (`dispatch.ring`) afterwards, never before the commit. Without a plan any host may
     take it.
 
     Raises:

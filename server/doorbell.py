@@ -53,6 +53,7 @@ class Doorbell:
             self._asked.clear()
             with self._lock:
                 num_asked, self._num_asked = self._num_asked, 0
-            # Where the broker takes none, the reaper rings when it does.
-            any(not dispatch.ring(self._broker) for _ in range(min(num_asked, _MAX_AT_ONCE)))
+            for _ in range(min(num_asked, _MAX_AT_ONCE)):
+                if not dispatch.ring(self._broker):
+                    break  # a broker that takes none takes no other one either; the reaper rings when it does
             self._closed.wait(_PAUSE_S)
